@@ -1,0 +1,163 @@
+//! Admission: how many images and how many bytes the server holds at a time.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::error::ApiError;
+use crate::config::Limits;
+
+/// The server's capacity. Who gets none is told so at once: there is no queue in front of the queues.
+pub struct Admission {
+    images: Arc<Semaphore>,
+    max_images: usize,
+    bytes: Arc<Semaphore>,
+    max_bytes: usize,
+}
+
+impl Admission {
+    /// As much as `limits` allow.
+    pub fn new(limits: &Limits) -> Self {
+        let max_bytes = limits.max_buffered_bytes.min(Semaphore::MAX_PERMITS);
+        let max_images = limits.max_in_flight.min(Semaphore::MAX_PERMITS);
+        Self {
+            images: Arc::new(Semaphore::new(max_images)),
+            max_images,
+            bytes: Arc::new(Semaphore::new(max_bytes)),
+            max_bytes,
+        }
+    }
+
+    /// Room for `images` images.
+    ///
+    /// # Errors
+    /// 429 if there is none.
+    pub fn admit(&self, images: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let wanted = u32::try_from(images).unwrap_or(u32::MAX);
+        let permit = Arc::clone(&self.images).try_acquire_many_owned(wanted);
+        permit.map_err(|_| ApiError::overloaded(format!("{} images are in work, as many as may be", self.max_images)))
+    }
+
+    /// Room for the bytes of a body, to be filled chunk by chunk.
+    pub fn buffer(&self) -> BodyBuffer {
+        BodyBuffer {
+            data: Vec::new(),
+            room: None,
+            bytes: Arc::clone(&self.bytes),
+        }
+    }
+
+    /// Images in work.
+    pub fn images_in_flight(&self) -> usize {
+        self.max_images - self.images.available_permits()
+    }
+
+    /// Bytes of bodies held.
+    pub fn bytes_buffered(&self) -> usize {
+        self.max_bytes - self.bytes.available_permits()
+    }
+}
+
+/// A body that grows within the server's capacity.
+pub struct BodyBuffer {
+    data: Vec<u8>,
+    room: Option<OwnedSemaphorePermit>,
+    bytes: Arc<Semaphore>,
+}
+
+impl BodyBuffer {
+    /// Takes a chunk.
+    ///
+    /// # Errors
+    /// 429 if the bodies of all requests together are too many bytes.
+    pub fn extend(&mut self, chunk: &[u8]) -> Result<(), ApiError> {
+        let full = || ApiError::overloaded("the bodies of the requests in work fill the memory set aside for them");
+        let length = u32::try_from(chunk.len()).map_err(|_| full())?;
+        let room = Arc::clone(&self.bytes).try_acquire_many_owned(length).map_err(|_| full())?;
+        match &mut self.room {
+            Some(held) => held.merge(room),
+            None => self.room = Some(room),
+        }
+        self.data.extend_from_slice(chunk);
+        Ok(())
+    }
+
+    /// Bytes so far.
+    pub fn len(&self) -> usize {
+        self.data.len()
+    }
+
+    /// The whole body; its room is given back when the last slice of it is dropped.
+    pub fn freeze(self) -> HeldBytes {
+        let room = self.room.map(Arc::new);
+        HeldBytes {
+            bytes: hold(self.data, room.clone()),
+            room,
+        }
+    }
+}
+
+/// A body, and the room it takes.
+pub struct HeldBytes {
+    /// The body.
+    pub bytes: Bytes,
+    room: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+impl HeldBytes {
+    /// Bytes made from this body (out of base64, so fewer), on this body's account.
+    pub fn derived(&self, data: Vec<u8>) -> Bytes {
+        hold(data, self.room.clone())
+    }
+}
+
+fn hold(data: Vec<u8>, room: Option<Arc<OwnedSemaphorePermit>>) -> Bytes {
+    struct Held {
+        data: Vec<u8>,
+        _room: Option<Arc<OwnedSemaphorePermit>>,
+    }
+    impl AsRef<[u8]> for Held {
+        fn as_ref(&self) -> &[u8] {
+            &self.data
+        }
+    }
+    Bytes::from_owner(Held { data, _room: room })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admission() -> Admission {
+        let mut limits = crate::config::Config::default().limits;
+        limits.max_in_flight = 3;
+        limits.max_buffered_bytes = 10;
+        Admission::new(&limits)
+    }
+
+    #[test]
+    fn images_beyond_the_capacity_are_refused_until_a_permit_is_dropped() {
+        let admission = admission();
+        let held = admission.admit(2).unwrap();
+        assert!(admission.admit(2).is_err());
+        assert_eq!(admission.images_in_flight(), 2);
+        drop(held);
+        assert!(admission.admit(3).is_ok());
+    }
+
+    #[test]
+    fn the_room_of_a_body_is_given_back_with_its_last_slice() {
+        let admission = admission();
+        let mut buffer = admission.buffer();
+        buffer.extend(b"12345678").unwrap();
+        assert!(buffer.extend(b"abc").is_err());
+        let held = buffer.freeze();
+        let slice = held.bytes.slice(..2);
+        let derived = held.derived(vec![1]);
+        drop(held);
+        assert_eq!(admission.bytes_buffered(), 8);
+        drop((slice, derived));
+        assert_eq!(admission.bytes_buffered(), 0);
+    }
+}

@@ -1,0 +1,266 @@
+//! A request's body becomes images and parameters: raw bytes, a multipart form, or JSON with base64.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{FromRequest, Multipart, Request};
+use axum::http::{HeaderMap, header, request};
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::AppState;
+use super::admission::HeldBytes;
+use super::error::ApiError;
+use super::parameters::{Parameters, Raw};
+use crate::models::Ticket;
+
+/// A body that is refused is still read for a while, up to this, so that its sender reads the answer instead of a reset.
+const DISCARD_LIMIT: (usize, Duration) = (1 << 28, Duration::from_secs(2));
+
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// What a request brought.
+pub struct Upload {
+    /// The encoded images, at least one.
+    pub images: Vec<Bytes>,
+    /// From the query, and from the form or the JSON.
+    pub parameters: Parameters,
+    /// The request's deadline and its share of the server.
+    pub ticket: Ticket,
+}
+
+impl Upload {
+    /// Admits the request, reads its body under the limits and takes it apart.
+    ///
+    /// # Errors
+    /// 429 without room, 408, 413, and 400 for what cannot be read.
+    pub async fn receive(state: &AppState, request: Request) -> Result<Self, ApiError> {
+        let deadline = deadline(request.headers(), state.limits.request_timeout)?;
+        if !accepts_json(request.headers()) {
+            return Err(ApiError::not_acceptable());
+        }
+        let (parts, mut body) = request.into_parts();
+        let received = match state.admission.admit(1) {
+            Ok(permit) => read_body(state, &parts.headers, &mut body).await.map(|bytes| (permit, bytes)),
+            Err(error) => Err(error),
+        };
+        let (mut permit, bytes) = match received {
+            Ok(received) => received,
+            Err(error) => {
+                discard(body).await;
+                return Err(error);
+            }
+        };
+        let mut parameters = Parameters::from_query(parts.uri.query());
+        let images = take_apart(parts, bytes, &mut parameters).await?;
+        match images.len() {
+            0 => return Err(ApiError::bad_request("there is no image in the request")),
+            count if count > state.limits.max_images => {
+                let limit = state.limits.max_images;
+                return Err(ApiError::bad_request(format!("the request has {count} images, this server takes at most {limit}")));
+            }
+            count => permit.merge(state.admission.admit(count - 1)?),
+        }
+        let permit = Some(Arc::new(permit));
+        let ticket = Ticket { deadline, permit };
+        Ok(Self {
+            images,
+            parameters,
+            ticket,
+        })
+    }
+}
+
+/// The server's deadline, or the earlier one that `x-request-timeout-ms` asks for.
+fn deadline(headers: &HeaderMap, server_timeout: Duration) -> Result<Instant, ApiError> {
+    let timeout = match headers.get("x-request-timeout-ms") {
+        None => server_timeout,
+        Some(value) => {
+            let milliseconds = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+            let wrong = || ApiError::bad_request("x-request-timeout-ms must be a whole number of milliseconds");
+            Duration::from_millis(milliseconds.ok_or_else(wrong)?).min(server_timeout)
+        }
+    };
+    Ok(Instant::now() + timeout)
+}
+
+/// Does the `Accept` header, if there is one, leave room for JSON?
+fn accepts_json(headers: &HeaderMap) -> bool {
+    let mut ranges = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).peekable();
+    let allows = |range: &str| {
+        let mut parts = range.split(';').map(str::trim);
+        let kind = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let refused = parts.any(|parameter| matches!(parameter, "q=0" | "q=0.0" | "q=0.00" | "q=0.000"));
+        !refused && matches!(kind.as_str(), "" | "*/*" | "application/*" | "application/json")
+    };
+    ranges.peek().is_none() || ranges.any(|value| value.split(',').any(allows))
+}
+
+async fn read_body(state: &AppState, headers: &HeaderMap, body: &mut Body) -> Result<HeldBytes, ApiError> {
+    let limit = state.limits.max_body_bytes;
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > limit as u64) {
+        return Err(ApiError::body_too_large(length, limit));
+    }
+    let read = async {
+        let mut buffer = state.admission.buffer();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| ApiError::bad_request("the body broke off"))?;
+            if let Ok(chunk) = frame.into_data() {
+                if buffer.len() + chunk.len() > limit {
+                    return Err(ApiError::body_too_large(None, limit));
+                }
+                buffer.extend(&chunk)?;
+            }
+        }
+        Ok(buffer.freeze())
+    };
+    let body_timeout = state.limits.body_timeout;
+    timeout(body_timeout, read).await.unwrap_or_else(|_| Err(ApiError::body_timeout(body_timeout.as_millis())))
+}
+
+async fn discard(mut body: Body) {
+    let (mut left, time) = DISCARD_LIMIT;
+    let read = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            match left.checked_sub(length) {
+                Some(rest) => left = rest,
+                None => return,
+            }
+        }
+    };
+    // Too slow or too much: the connection is closed under the sender, as it would have been without this.
+    let _ = timeout(time, read).await;
+}
+
+async fn take_apart(parts: request::Parts, body: HeldBytes, parameters: &mut Parameters) -> Result<Vec<Bytes>, ApiError> {
+    let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let content_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    match content_type.as_str() {
+        "multipart/form-data" => from_multipart(parts, body, parameters).await,
+        "application/json" => from_json(&body, parameters),
+        // Whatever the header claims, the bytes decide: `curl --data-binary` says it sends a form.
+        _ if body.bytes.is_empty() => Ok(Vec::new()),
+        _ => Ok(vec![body.bytes]),
+    }
+}
+
+async fn from_multipart(
+    parts: request::Parts,
+    body: HeldBytes,
+    parameters: &mut Parameters,
+) -> Result<Vec<Bytes>, ApiError> {
+    let wrong = |error: &dyn std::fmt::Display| ApiError::bad_request(format!("the multipart form cannot be read: {error}"));
+    let request = Request::from_parts(parts, Body::from(body.bytes));
+    let mut form = Multipart::from_request(request, &()).await.map_err(|error| wrong(&error.body_text()))?;
+    let mut images = Vec::new();
+    while let Some(field) = form.next_field().await.map_err(|error| wrong(&error.body_text()))? {
+        let is_text = field.content_type().is_none_or(|kind| kind.starts_with("text/"));
+        if field.file_name().is_none() && is_text {
+            let name = field.name().unwrap_or_default().to_owned();
+            let text = field.text().await.map_err(|error| wrong(&error.body_text()))?;
+            parameters.push(name, Raw::Text(text));
+        } else {
+            images.push(field.bytes().await.map_err(|error| wrong(&error.body_text()))?);
+        }
+    }
+    Ok(images)
+}
+
+fn from_json(body: &HeldBytes, parameters: &mut Parameters) -> Result<Vec<Bytes>, ApiError> {
+    let value: Value = serde_json::from_slice(&body.bytes)
+        .map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}")))?;
+    let Value::Object(object) = value else {
+        return Err(ApiError::bad_request("the body must be a JSON object"));
+    };
+    let mut images = Vec::new();
+    for (key, value) in object {
+        match (key.as_str(), value) {
+            ("image", Value::String(text)) => images.push(from_base64(body, "image", &text)?),
+            ("images", Value::Array(values)) => {
+                for (index, value) in values.iter().enumerate() {
+                    let place = format!("images[{index}]");
+                    let text = value.as_str().ok_or_else(|| ApiError::bad_request(format!("{place} must be a text in base64")))?;
+                    images.push(from_base64(body, &place, text)?);
+                }
+            }
+            ("image", _) => return Err(ApiError::bad_request("image must be a text in base64")),
+            ("images", _) => return Err(ApiError::bad_request("images must be a list of texts in base64")),
+            (_, value) => parameters.push(key, Raw::Json(value)),
+        }
+    }
+    Ok(images)
+}
+
+/// Plain base64 with or without padding and line breaks, or a `data:` URI of it.
+fn from_base64(body: &HeldBytes, place: &str, text: &str) -> Result<Bytes, ApiError> {
+    let text = text.trim();
+    if text.starts_with("http://") || text.starts_with("https://") {
+        return Err(ApiError::bad_request(format!("{place} is a URL, which this server does not fetch; send the image's bytes")));
+    }
+    let encoded = match text.strip_prefix("data:") {
+        None => text,
+        Some(uri) => match uri.split_once(',') {
+            Some((head, data)) if head.ends_with(";base64") => data,
+            _ => return Err(ApiError::bad_request(format!("{place} is a data: URI without base64"))),
+        },
+    };
+    let without_breaks: Vec<u8> = encoded.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let decoded = BASE64.decode(without_breaks);
+    let decoded = decoded.map_err(|error| ApiError::bad_request(format!("{place} is not base64: {error}")))?;
+    Ok(body.derived(decoded))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+
+    fn accept(value: &'static str) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT, HeaderValue::from_static(value));
+        accepts_json(&headers)
+    }
+
+    #[test]
+    fn accept_must_leave_room_for_json() {
+        assert!(accepts_json(&HeaderMap::new()));
+        assert!(accept("*/*") && accept("text/html, application/json;q=0.5") && accept("application/*"));
+        assert!(!accept("text/html") && !accept("image/png, application/json;q=0"));
+    }
+
+    #[test]
+    fn a_client_shortens_the_deadline_and_never_lengthens_it() {
+        let server = Duration::from_secs(30);
+        let left = |value| {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-request-timeout-ms", HeaderValue::from_static(value));
+            deadline(&headers, server).map(|deadline| deadline - Instant::now())
+        };
+        assert!(left("1000").unwrap() <= Duration::from_secs(1));
+        assert!(left("99999999").unwrap() <= server);
+        assert!(left("soon").is_err() && left("-1").is_err());
+    }
+
+    #[test]
+    fn base64_comes_plain_wrapped_unpadded_or_as_data_uri() {
+        let limits = crate::config::Config::default().limits;
+        let body = super::super::admission::Admission::new(&limits).buffer().freeze();
+        for text in ["aGk=", "aGk", "aG\nk=", "data:image/png;base64,aGk=", " aGk= "] {
+            assert_eq!(from_base64(&body, "image", text).unwrap(), "hi");
+        }
+        for text in ["a", "%%%", "data:image/png,aGk=", "https://example.com/a.png"] {
+            assert!(from_base64(&body, "image", text).is_err(), "{text} was taken");
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! The queue in front of a graph: a mutex, a deque and a condition variable.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::policy::{BatchPolicy, Decision};
+use super::{Answer, InferenceError, Model};
+use crate::telemetry::{DropReason, QueueMetrics};
+
+/// A share of what the server admits at a time. It travels with the work, so that work whose client has left still counts.
+pub type Permit = Arc<OwnedSemaphorePermit>;
+
+/// One input on its way to a model.
+pub struct Job<M: Model> {
+    /// What the model gets.
+    pub input: M::Input,
+    /// When the answer is of no more use.
+    pub deadline: Instant,
+    /// Where the answer goes. Closed: the client has left, and the job is dropped unanswered.
+    pub reply: oneshot::Sender<Result<Answer<M::Output>, InferenceError>>,
+    /// Held until the job is answered or dropped.
+    pub permit: Option<Permit>,
+}
+
+/// A job and the moment it came in.
+pub(super) struct Waiting<M: Model> {
+    pub(super) job: Job<M>,
+    pub(super) since: Instant,
+}
+
+/// Jobs that wait for a worker.
+pub struct BatchQueue<M: Model> {
+    state: Mutex<State<M>>,
+    changed: Condvar,
+    policy: BatchPolicy,
+    capacity: usize,
+    workers: usize,
+    pub(super) metrics: QueueMetrics,
+}
+
+struct State<M: Model> {
+    jobs: VecDeque<Waiting<M>>,
+    closed: bool,
+    /// Moving average of what one job costs a worker; `None` before the first batch.
+    time_per_job: Option<Duration>,
+}
+
+impl<M: Model> BatchQueue<M> {
+    /// A queue of at most `capacity` jobs for `workers` workers.
+    pub fn new(policy: BatchPolicy, capacity: usize, workers: usize, metrics: QueueMetrics) -> Self {
+        let state = State {
+            jobs: VecDeque::new(),
+            closed: false,
+            time_per_job: None,
+        };
+        Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            policy,
+            capacity,
+            workers: workers.max(1),
+            metrics,
+        }
+    }
+
+    /// Puts a job at the end of the queue.
+    ///
+    /// # Errors
+    /// The queue is full or closed, or the job's turn would come too late. The job is dropped, its permit released.
+    pub fn push(&self, job: Job<M>) -> Result<(), InferenceError> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(InferenceError::Closed);
+        }
+        if state.jobs.len() >= self.capacity {
+            return Err(InferenceError::QueueFull);
+        }
+        let since = Instant::now();
+        if since >= job.deadline {
+            return Err(InferenceError::DeadlineExceeded);
+        }
+        if since + state.estimated_wait(self.workers) > job.deadline {
+            return Err(InferenceError::DeadlineUnreachable);
+        }
+        state.jobs.push_back(Waiting { job, since });
+        self.metrics.depth.set(state.jobs.len() as i64);
+        drop(state);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Blocks until a batch is due and takes it; `None` when the queue is closed and empty.
+    /// Jobs whose client has left or whose deadline has passed are dropped here, and counted.
+    pub(super) fn next_batch(&self) -> Option<Vec<Waiting<M>>> {
+        let mut state = self.lock();
+        loop {
+            let now = Instant::now();
+            let oldest_age = state.jobs.front().map_or(Duration::ZERO, |oldest| now - oldest.since);
+            match self.policy.decide(state.jobs.len(), oldest_age, state.closed) {
+                Decision::Run(size) => {
+                    let batch = self.take(&mut state, size, now);
+                    if !batch.is_empty() {
+                        if !state.jobs.is_empty() {
+                            self.changed.notify_one();
+                        }
+                        return Some(batch);
+                    }
+                }
+                Decision::WaitAtMost(time) => {
+                    let waited = self.changed.wait_timeout(state, time);
+                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
+                Decision::WaitForJobs => {
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                Decision::Stop => return None,
+            }
+        }
+    }
+
+    /// Takes up to `size` jobs that somebody still waits for.
+    fn take(&self, state: &mut State<M>, size: usize, now: Instant) -> Vec<Waiting<M>> {
+        let mut batch = Vec::with_capacity(size);
+        while batch.len() < size {
+            let Some(waiting) = state.jobs.pop_front() else { break };
+            if waiting.job.reply.is_closed() {
+                self.metrics.dropped(DropReason::ClientGone).inc();
+            } else if waiting.job.deadline <= now {
+                self.metrics.dropped(DropReason::Deadline).inc();
+                let _ = waiting.job.reply.send(Err(InferenceError::DeadlineExceeded));
+            } else {
+                batch.push(waiting);
+            }
+        }
+        self.metrics.depth.set(state.jobs.len() as i64);
+        batch
+    }
+
+    /// Learns what a batch of `size` jobs cost.
+    pub(super) fn record_run(&self, size: usize, time: Duration) {
+        let per_job = time / u32::try_from(size.max(1)).unwrap_or(u32::MAX);
+        let mut state = self.lock();
+        state.time_per_job = Some(state.time_per_job.map_or(per_job, |average| (average * 7 + per_job) / 8));
+    }
+
+    /// Takes no more jobs; those that wait are still answered.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Has [`Self::close`] been called?
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// Blocks for `time`, or until the queue is closed.
+    pub(super) fn wait_closed(&self, time: Duration) {
+        let open = |state: &mut State<M>| !state.closed;
+        drop(self.changed.wait_timeout_while(self.lock(), time, open));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<M>> {
+        // Nothing between lock and unlock can leave the state half-changed, so a poisoned lock is as good as a clean one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<M: Model> State<M> {
+    /// When the turn of a job that came now would be, as far as can be told. An empty queue never refuses.
+    fn estimated_wait(&self, workers: usize) -> Duration {
+        let turns = u32::try_from(self.jobs.len() / workers).unwrap_or(u32::MAX);
+        self.time_per_job.map_or(Duration::ZERO, |time| time.saturating_mul(turns))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Echo;
+
+    impl Model for Echo {
+        type Input = u32;
+        type Output = u32;
+
+        fn run(&mut self, batch: &[u32]) -> Result<Vec<u32>, String> {
+            Ok(batch.to_vec())
+        }
+    }
+
+    type Receiver = oneshot::Receiver<Result<Answer<u32>, InferenceError>>;
+
+    fn queue(max_batch_size: usize, capacity: usize) -> BatchQueue<Echo> {
+        let policy = BatchPolicy {
+            max_batch_size,
+            max_queue_delay: Duration::ZERO,
+        };
+        BatchQueue::new(policy, capacity, 1, QueueMetrics::default())
+    }
+
+    fn job(input: u32, time: Duration) -> (Job<Echo>, Receiver) {
+        let (reply, answer) = oneshot::channel();
+        let deadline = Instant::now() + time;
+        let permit = None;
+        (Job { input, deadline, reply, permit }, answer)
+    }
+
+    const LONG: Duration = Duration::from_secs(600);
+
+    fn inputs(batch: &[Waiting<Echo>]) -> Vec<u32> {
+        batch.iter().map(|waiting| waiting.job.input).collect()
+    }
+
+    #[test]
+    fn batches_keep_the_order_of_arrival() {
+        let queue = queue(2, 10);
+        let _answers: Vec<_> = (0..3)
+            .map(|input| {
+                let (job, answer) = job(input, LONG);
+                queue.push(job).unwrap();
+                answer
+            })
+            .collect();
+        assert_eq!(inputs(&queue.next_batch().unwrap()), [0, 1]);
+        assert_eq!(inputs(&queue.next_batch().unwrap()), [2]);
+    }
+
+    #[test]
+    fn a_full_queue_refuses() {
+        let queue = queue(8, 1);
+        let (first, _answer) = job(1, LONG);
+        queue.push(first).unwrap();
+        assert_eq!(queue.push(job(2, LONG).0), Err(InferenceError::QueueFull));
+    }
+
+    #[test]
+    fn a_closed_queue_refuses_and_is_emptied() {
+        let queue = queue(8, 10);
+        let (first, _answer) = job(1, LONG);
+        queue.push(first).unwrap();
+        queue.close();
+        assert_eq!(queue.push(job(2, LONG).0), Err(InferenceError::Closed));
+        assert_eq!(inputs(&queue.next_batch().unwrap()), [1]);
+        assert!(queue.next_batch().is_none());
+    }
+
+    #[test]
+    fn jobs_nobody_waits_for_are_dropped_and_counted() {
+        let queue = queue(8, 10);
+        let (gone, answer) = job(1, LONG);
+        drop(answer);
+        queue.push(gone).unwrap();
+        let (late, mut late_answer) = job(2, Duration::from_millis(50));
+        let deadline = late.deadline;
+        queue.push(late).unwrap();
+        let (live, _live_answer) = job(3, LONG);
+        queue.push(live).unwrap();
+        std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+        assert_eq!(inputs(&queue.next_batch().unwrap()), [3]);
+        let late_answer = late_answer.try_recv().unwrap();
+        assert!(matches!(late_answer, Err(InferenceError::DeadlineExceeded)));
+        assert_eq!(queue.metrics.dropped(DropReason::ClientGone).get(), 1);
+        assert_eq!(queue.metrics.dropped(DropReason::Deadline).get(), 1);
+    }
+
+    #[test]
+    fn a_job_whose_turn_would_come_too_late_is_refused_unless_nothing_waits() {
+        let queue = queue(1, 10);
+        queue.record_run(1, Duration::from_secs(60));
+        let (first, _answer) = job(1, Duration::from_secs(30));
+        queue.push(first).unwrap();
+        let second = job(2, Duration::from_secs(30)).0;
+        assert_eq!(queue.push(second), Err(InferenceError::DeadlineUnreachable));
+    }
+}

@@ -1,0 +1,349 @@
+//! A model folder in the Hugging Face layout: which graphs, which task, labels, image processor, tokenizer.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use crate::postprocess::FunctionToApply;
+use crate::preprocess::ImageProcessor;
+use crate::text::Tokenizer;
+
+/// What a model is for; the names are the Hub's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// An image in, labels of the model's own out.
+    ImageClassification,
+    /// An image and labels in, scores of these labels out.
+    ZeroShotImageClassification,
+}
+
+impl Task {
+    /// The Hub's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ImageClassification => "image-classification",
+            Self::ZeroShotImageClassification => "zero-shot-image-classification",
+        }
+    }
+}
+
+/// What a folder lacks or contradicts.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{file}: {problem}")]
+pub struct FolderError {
+    /// The file, relative to the folder.
+    pub file: String,
+    /// The problem, with the key where there is one.
+    pub problem: String,
+}
+
+impl FolderError {
+    pub(super) fn new(file: &str, problem: impl Into<String>) -> Self {
+        Self {
+            file: file.to_owned(),
+            problem: problem.into(),
+        }
+    }
+}
+
+/// A folder, read and checked; no graph is opened yet.
+pub struct ModelFolder {
+    /// The folder's name, by which requests call the model.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// `architectures[0]` of config.json, else its `model_type`.
+    pub architecture: String,
+    /// How images become tensors.
+    pub processor: ImageProcessor,
+    /// The graphs, and what their task needs beside them.
+    pub content: FolderContent,
+}
+
+/// What differs between tasks.
+pub enum FolderContent {
+    /// One graph, `pixel_values` to `logits`.
+    Classifier {
+        /// The graph's file.
+        graph: PathBuf,
+        /// Labels by index; `None` if config.json has none, and the graph tells how many there are.
+        labels: Option<Vec<String>>,
+        /// What turns logits into scores by default.
+        function_to_apply: FunctionToApply,
+    },
+    /// Two graphs, `pixel_values` to `image_embeds` and `input_ids` to `text_embeds`.
+    DualEncoder {
+        /// The image encoder's file.
+        vision_graph: PathBuf,
+        /// The text encoder's file.
+        text_graph: PathBuf,
+        /// Of the text encoder.
+        tokenizer: Box<Tokenizer>,
+        /// Most tokens of a prompt, special ones included.
+        max_text_length: usize,
+        /// Token that fills a batch up.
+        pad_token_id: i64,
+        /// The factor between cosines and logits itself (CLIP: 100), not its logarithm.
+        logit_scale: f32,
+    },
+}
+
+impl ModelFolder {
+    /// Reads the folder at `path`.
+    ///
+    /// # Errors
+    /// The first thing that is missing or wrong, with its file and key.
+    pub fn open(path: &Path) -> Result<Self, FolderError> {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let config = read_json(path, "config.json")?
+            .ok_or_else(|| FolderError::new("config.json", "is missing; `optimum-cli export onnx` writes it beside the graph"))?;
+        let model_type = config.get("model_type").and_then(Value::as_str);
+        let architecture = config.pointer("/architectures/0").and_then(Value::as_str).or(model_type);
+        Ok(Self {
+            name,
+            path: path.to_path_buf(),
+            architecture: architecture.unwrap_or("unknown").to_owned(),
+            processor: read_processor(path, model_type)?,
+            content: read_content(path, &config, model_type)?,
+        })
+    }
+
+    /// What the folder's model is for.
+    pub fn task(&self) -> Task {
+        match self.content {
+            FolderContent::Classifier { .. } => Task::ImageClassification,
+            FolderContent::DualEncoder { .. } => Task::ZeroShotImageClassification,
+        }
+    }
+
+    /// The graphs' files.
+    pub fn graphs(&self) -> Vec<&Path> {
+        match &self.content {
+            FolderContent::Classifier { graph, .. } => vec![graph],
+            FolderContent::DualEncoder {
+                vision_graph, text_graph, ..
+            } => vec![vision_graph, text_graph],
+        }
+    }
+}
+
+fn read_content(path: &Path, config: &Value, model_type: Option<&str>) -> Result<FolderContent, FolderError> {
+    let graph = |file: &str| [path.join(file), path.join("onnx").join(file)].into_iter().find(|path| path.is_file());
+    match (graph("vision_model.onnx"), graph("text_model.onnx"), graph("model.onnx")) {
+        (Some(vision_graph), Some(text_graph), _) => read_dual_encoder(path, config, model_type, vision_graph, text_graph),
+        (Some(_), None, None) => Err(FolderError::new("text_model.onnx", "is missing beside vision_model.onnx")),
+        (None, Some(_), None) => Err(FolderError::new("vision_model.onnx", "is missing beside text_model.onnx")),
+        (_, _, Some(graph)) if config.get("text_config").is_some() => Err(FolderError::new(
+            &graph.strip_prefix(path).unwrap_or(&graph).display().to_string(),
+            "holds an image and a text encoder in one graph; export them as vision_model.onnx and text_model.onnx",
+        )),
+        (_, _, Some(graph)) => {
+            let labels = read_labels(config)?;
+            let function_to_apply = default_function(config, labels.as_ref().map(Vec::len));
+            Ok(FolderContent::Classifier {
+                graph,
+                labels,
+                function_to_apply,
+            })
+        }
+        (None, None, None) => Err(FolderError::new(
+            "model.onnx",
+            "is missing; a folder holds model.onnx, or vision_model.onnx and text_model.onnx, at its top or in onnx/",
+        )),
+    }
+}
+
+fn read_dual_encoder(
+    path: &Path,
+    config: &Value,
+    model_type: Option<&str>,
+    vision_graph: PathBuf,
+    text_graph: PathBuf,
+) -> Result<FolderContent, FolderError> {
+    if model_type.is_some_and(|name| name.starts_with("siglip")) {
+        let problem = "model_type: siglip scores with a sigmoid and a bias, which this version does not do";
+        return Err(FolderError::new("config.json", problem));
+    }
+    let logit_scale = config.get("logit_scale").and_then(Value::as_f64).ok_or_else(|| {
+        FolderError::new(
+            "config.json",
+            "logit_scale is missing: the factor between cosines and logits, which split graphs do not hold \
+             (100 for OpenAI's CLIP; the exponential of the checkpoint's parameter)",
+        )
+    })?;
+    if !(logit_scale.is_finite() && logit_scale > 0.0) {
+        return Err(FolderError::new("config.json", "logit_scale must be above 0"));
+    }
+    let tokenizer_config = read_json(path, "tokenizer_config.json")?.unwrap_or(Value::Null);
+    let lengths = [
+        // "No limit" is written as 1e30 there.
+        tokenizer_config.get("model_max_length").and_then(Value::as_f64).filter(|&length| length < 1e6),
+        config.pointer("/text_config/max_position_embeddings").and_then(Value::as_f64),
+    ];
+    let max_text_length = lengths.into_iter().flatten().fold(f64::INFINITY, f64::min);
+    if !(1.0..1e6).contains(&max_text_length) {
+        let problem = "model_max_length is missing, and text_config.max_position_embeddings in config.json too";
+        return Err(FolderError::new("tokenizer_config.json", problem));
+    }
+    let json = std::fs::read(path.join("tokenizer.json"))
+        .map_err(|error| FolderError::new("tokenizer.json", format!("cannot be read: {error}")))?;
+    let tokenizer = Tokenizer::from_bytes(&json, max_text_length as usize)
+        .map_err(|error| FolderError::new("tokenizer.json", format!("is no tokenizer: {error}")))?;
+    Ok(FolderContent::DualEncoder {
+        vision_graph,
+        text_graph,
+        tokenizer: Box::new(tokenizer),
+        max_text_length: max_text_length as usize,
+        pad_token_id: config.pointer("/text_config/pad_token_id").and_then(Value::as_i64).unwrap_or(0),
+        logit_scale: logit_scale as f32,
+    })
+}
+
+/// `processor_config.json["image_processor"]` if there, else `preprocessor_config.json`, at the top or in `onnx/`.
+fn read_processor(path: &Path, model_type: Option<&str>) -> Result<ImageProcessor, FolderError> {
+    for folder in ["", "onnx/"] {
+        let combined = format!("{folder}processor_config.json");
+        let nested = read_json(path, &combined)?.and_then(|config| config.get("image_processor").cloned());
+        let plain = format!("{folder}preprocessor_config.json");
+        let found = match nested {
+            Some(config) => Some((combined, config)),
+            None => read_json(path, &plain)?.map(|config| (plain, config)),
+        };
+        if let Some((file, config)) = found {
+            return ImageProcessor::from_json(&config, model_type)
+                .map_err(|error| FolderError::new(&file, error.to_string()));
+        }
+    }
+    Err(FolderError::new("preprocessor_config.json", "is missing; it says how images become tensors"))
+}
+
+/// `id2label`, in the order of its keys **as numbers**.
+fn read_labels(config: &Value) -> Result<Option<Vec<String>>, FolderError> {
+    let wrong = |problem: String| FolderError::new("config.json", format!("id2label {problem}"));
+    let Some(id2label) = config.get("id2label").filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
+    let id2label = id2label.as_object().ok_or_else(|| wrong("must map indices to labels".to_owned()))?;
+    let mut labels = vec![None; id2label.len()];
+    for (key, label) in id2label {
+        let label = label.as_str().ok_or_else(|| wrong(format!("has a label that is no text, under '{key}'")))?;
+        let slot = key.parse::<usize>().ok().and_then(|index| labels.get_mut(index));
+        let slot = slot.ok_or_else(|| wrong(format!("has {} labels, and the key '{key}'", id2label.len())))?;
+        *slot = Some(label.to_owned());
+    }
+    let labels: Option<Vec<String>> = labels.into_iter().collect();
+    let labels = labels.ok_or_else(|| wrong("names an index twice".to_owned()))?;
+    if labels.is_empty() { Err(wrong("is empty".to_owned())) } else { Ok(Some(labels)) }
+}
+
+/// The rule of the `image-classification` pipeline.
+fn default_function(config: &Value, labels: Option<usize>) -> FunctionToApply {
+    match config.get("problem_type").and_then(Value::as_str) {
+        Some("regression") => FunctionToApply::None,
+        Some("multi_label_classification") => FunctionToApply::Sigmoid,
+        _ if labels == Some(1) => FunctionToApply::Sigmoid,
+        _ => FunctionToApply::Softmax,
+    }
+}
+
+fn read_json(folder: &Path, file: &str) -> Result<Option<Value>, FolderError> {
+    let text = match std::fs::read_to_string(folder.join(file)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(FolderError::new(file, format!("cannot be read: {error}"))),
+    };
+    let value: Value = serde_json::from_str(&text).map_err(|error| FolderError::new(file, format!("is not JSON: {error}")))?;
+    if value.is_object() { Ok(Some(value)) } else { Err(FolderError::new(file, "must hold a JSON object")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(name)
+    }
+
+    /// A copy of the fixture `name` in which `file` holds `content`, or is missing.
+    fn damaged(name: &str, file: &str, content: Option<&str>) -> String {
+        let copy = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(fixture(name)).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+        }
+        match content {
+            Some(content) => std::fs::write(copy.path().join(file), content).unwrap(),
+            None => std::fs::remove_file(copy.path().join(file)).unwrap(),
+        }
+        match ModelFolder::open(copy.path()) {
+            Ok(_) => panic!("{name} with {file} = {content:?} was taken"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn the_task_follows_from_the_files() {
+        let classifier = ModelFolder::open(&fixture("tiny-classifier")).unwrap();
+        assert_eq!(classifier.task(), Task::ImageClassification);
+        assert_eq!(classifier.architecture, "ViTForImageClassification");
+        let dual = ModelFolder::open(&fixture("tiny-clip")).unwrap();
+        assert_eq!(dual.task(), Task::ZeroShotImageClassification);
+        let FolderContent::DualEncoder { max_text_length, logit_scale, .. } = dual.content else {
+            panic!("tiny-clip is a dual encoder");
+        };
+        assert_eq!((max_text_length, logit_scale), (16, 20.0));
+    }
+
+    #[test]
+    fn graphs_may_lie_in_a_folder_of_their_own() {
+        let folder = ModelFolder::open(&fixture("tiny-onnx-subfolder")).unwrap();
+        assert!(folder.graphs()[0].ends_with("onnx/model.onnx"));
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named_with_file_and_key() {
+        for (model, file, content, expected) in [
+            ("tiny-classifier", "config.json", None, "config.json: is missing"),
+            ("tiny-classifier", "config.json", Some("{"), "config.json: is not JSON"),
+            ("tiny-classifier", "config.json", Some("[]"), "config.json: must hold a JSON object"),
+            ("tiny-classifier", "config.json", Some(r#"{"id2label": {"0": "a", "2": "b"}}"#), "config.json: id2label has 2 labels, and the key '2'"),
+            ("tiny-classifier", "config.json", Some(r#"{"id2label": {"0": 7}}"#), "under '0'"),
+            ("tiny-classifier", "config.json", Some(r#"{"id2label": {}}"#), "id2label is empty"),
+            ("tiny-classifier", "config.json", Some(r#"{"text_config": {}}"#), "model.onnx: holds an image and a text encoder"),
+            ("tiny-classifier", "model.onnx", None, "model.onnx: is missing"),
+            ("tiny-classifier", "preprocessor_config.json", None, "preprocessor_config.json: is missing"),
+            ("tiny-clip", "text_model.onnx", None, "text_model.onnx: is missing"),
+            ("tiny-clip", "vision_model.onnx", None, "vision_model.onnx: is missing"),
+            ("tiny-clip", "tokenizer.json", None, "tokenizer.json: cannot be read"),
+            ("tiny-clip", "tokenizer.json", Some("{}"), "tokenizer.json: is no tokenizer"),
+            ("tiny-clip", "config.json", Some(r#"{"model_type": "clip"}"#), "config.json: logit_scale is missing"),
+            ("tiny-clip", "config.json", Some(r#"{"model_type": "siglip"}"#), "siglip"),
+            ("tiny-clip", "config.json", Some(r#"{"logit_scale": -1.0}"#), "logit_scale must be above 0"),
+        ] {
+            let error = damaged(model, file, content);
+            assert!(error.contains(expected), "'{expected}' is not in '{error}'");
+        }
+    }
+
+    #[test]
+    fn labels_are_ordered_as_numbers() {
+        let entries: Vec<String> = (0..11).rev().map(|index| format!(r#""{index}": "label {index}""#)).collect();
+        let config: Value = serde_json::from_str(&format!(r#"{{"id2label": {{{}}}}}"#, entries.join(","))).unwrap();
+        let labels = read_labels(&config).unwrap().unwrap();
+        assert_eq!((labels[2].as_str(), labels[10].as_str()), ("label 2", "label 10"));
+    }
+
+    #[test]
+    fn the_default_function_follows_the_problem_type() {
+        let config = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        let regression = config(r#"{"problem_type": "regression"}"#);
+        assert_eq!(default_function(&regression, Some(3)), FunctionToApply::None);
+        let multi_label = config(r#"{"problem_type": "multi_label_classification"}"#);
+        assert_eq!(default_function(&multi_label, Some(3)), FunctionToApply::Sigmoid);
+        assert_eq!(default_function(&config("{}"), Some(1)), FunctionToApply::Sigmoid);
+        assert_eq!(default_function(&config("{}"), Some(2)), FunctionToApply::Softmax);
+    }
+}

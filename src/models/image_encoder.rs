@@ -1,0 +1,192 @@
+//! From an image's bytes to a graph's answer: decoding and preprocessing on the CPU pool, then the queue.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use ndarray::{Array4, Axis};
+
+use super::engine::{Binding, Engine, EngineSource};
+use super::{LoadContext, LoadError, PredictError, Ticket, Timings};
+use crate::batching::InferenceError;
+use crate::cpu_pool::CpuPool;
+use crate::preprocess::{DecodeLimits, ImageProcessor, ImageTensor, decode};
+use crate::runtime::{Tensor, TensorSpec};
+use crate::telemetry::ModelMetrics;
+
+/// The image side of a classifier or of a dual encoder.
+pub(super) struct ImageEncoder {
+    pub(super) engine: Arc<Engine<ImageBinding>>,
+    processor: Arc<ImageProcessor>,
+    decode_limits: DecodeLimits,
+    metrics: ModelMetrics,
+}
+
+impl ImageEncoder {
+    /// Opens the graph and starts its workers.
+    pub(super) fn start(
+        context: &LoadContext,
+        source: &EngineSource<'_>,
+        processor: ImageProcessor,
+        metrics: ModelMetrics,
+    ) -> Result<Self, LoadError> {
+        let (height, width) = processor.output_size();
+        let binding = ImageBinding {
+            height,
+            width,
+            input: String::new(),
+            batch_size: None,
+        };
+        Ok(Self {
+            engine: Arc::new(Engine::start(context, source, &binding)?),
+            processor: Arc::new(processor),
+            decode_limits: context.decode_limits.clone(),
+            metrics,
+        })
+    }
+
+    /// The graph's answer to one image.
+    pub(super) async fn encode(
+        &self,
+        pool: &CpuPool,
+        image: Bytes,
+        ticket: Ticket,
+    ) -> Result<(Vec<f32>, Timings), PredictError> {
+        let engine = Arc::clone(&self.engine);
+        let processor = Arc::clone(&self.processor);
+        let limits = self.decode_limits.clone();
+        let prepare = move || {
+            if ticket.deadline <= Instant::now() {
+                return Err(InferenceError::DeadlineExceeded.into());
+            }
+            let started = Instant::now();
+            let tensor = processor.process(&decode(&image, &limits)?);
+            let decode = started.elapsed();
+            // The body's memory is given back before the wait in the queue.
+            drop(image);
+            Ok::<_, PredictError>((engine.submit(tensor, ticket)?, decode))
+        };
+        let (pending, decode) = pool.run(prepare).await??;
+        self.metrics.decode_duration.observe(decode.as_secs_f64());
+        let answer = pending.answer().await?;
+        let timings = Timings {
+            decode,
+            queue: answer.queue,
+            inference: answer.inference,
+        };
+        Ok((answer.output, timings))
+    }
+}
+
+/// Image tensors `[3, height, width]` into `pixel_values [batch, 3, height, width]`.
+#[derive(Clone)]
+pub(super) struct ImageBinding {
+    height: usize,
+    width: usize,
+    input: String,
+    batch_size: Option<usize>,
+}
+
+impl Binding for ImageBinding {
+    type Item = ImageTensor;
+
+    fn bind(&self, inputs: &[TensorSpec]) -> Result<Self, String> {
+        let input = inputs.iter().find(|input| input.name == "pixel_values").or(match inputs {
+            [only] => Some(only),
+            _ => None,
+        });
+        let input = input.ok_or_else(|| {
+            let names: Vec<_> = inputs.iter().map(|input| input.name.as_str()).collect();
+            format!("has no input 'pixel_values', but {}", names.join(", "))
+        })?;
+        let wanted = [3, self.height, self.width];
+        let fits = input.shape.len() == 4
+            && input.shape[1..].iter().zip(wanted).all(|(declared, size)| declared.is_none_or(|declared| declared == size));
+        if !fits {
+            let declared: Vec<_> = input.shape.iter().map(|size| size.map_or("?".to_owned(), |size| size.to_string())).collect();
+            return Err(format!(
+                "input '{}' has shape [{}], but the image processor gives [batch, 3, {}, {}]",
+                input.name,
+                declared.join(", "),
+                self.height,
+                self.width
+            ));
+        }
+        Ok(Self {
+            input: input.name.clone(),
+            batch_size: input.shape[0],
+            ..self.clone()
+        })
+    }
+
+    fn fixed_batch_size(&self) -> Option<usize> {
+        self.batch_size
+    }
+
+    fn shape_range(&self, _input: &TensorSpec) -> (Vec<usize>, Vec<usize>) {
+        let shape = vec![3, self.height, self.width];
+        (shape.clone(), shape)
+    }
+
+    fn stack<'a>(&'a self, batch: &[ImageTensor]) -> Vec<(&'a str, Tensor)> {
+        // A graph with a fixed batch size gets black images for the places nobody takes.
+        let size = self.batch_size.unwrap_or(batch.len());
+        let mut pixels = Array4::zeros((size, 3, self.height, self.width));
+        for (mut place, image) in pixels.axis_iter_mut(Axis(0)).zip(batch) {
+            place.assign(image);
+        }
+        vec![(self.input.as_str(), Tensor::F32(pixels.into_dyn()))]
+    }
+
+    fn samples(&self) -> Vec<ImageTensor> {
+        vec![ImageTensor::zeros((3, self.height, self.width))]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ort::value::TensorElementType;
+
+    fn binding() -> ImageBinding {
+        ImageBinding {
+            height: 4,
+            width: 6,
+            input: String::new(),
+            batch_size: None,
+        }
+    }
+
+    fn input(name: &str, shape: &[i64]) -> TensorSpec {
+        TensorSpec {
+            name: name.to_owned(),
+            element_type: TensorElementType::Float32,
+            shape: shape.iter().map(|&size| usize::try_from(size).ok()).collect(),
+        }
+    }
+
+    #[test]
+    fn inputs_are_bound_by_name_and_a_lone_one_by_any_name() {
+        let two = [input("mask", &[-1]), input("pixel_values", &[-1, 3, -1, -1])];
+        assert_eq!(binding().bind(&two).unwrap().input, "pixel_values");
+        assert_eq!(binding().bind(&[input("x", &[1, 3, 4, 6])]).unwrap().batch_size, Some(1));
+        assert!(binding().bind(&[input("x", &[-1]), input("y", &[-1])]).is_err_and(|error| error.contains("but x, y")));
+    }
+
+    #[test]
+    fn a_size_that_contradicts_the_image_processor_is_an_error() {
+        let error = binding().bind(&[input("pixel_values", &[-1, 3, 5, 6])]).err().unwrap();
+        assert!(error.contains("[?, 3, 5, 6]") && error.contains("[batch, 3, 4, 6]"), "{error}");
+    }
+
+    #[test]
+    fn a_fixed_batch_is_filled_up() {
+        let bound = binding().bind(&[input("pixel_values", &[2, 3, 4, 6])]).unwrap();
+        let stacked = bound.stack(&[ImageTensor::ones((3, 4, 6))]);
+        let ("pixel_values", Tensor::F32(pixels)) = &stacked[0] else {
+            panic!("wrong input");
+        };
+        assert_eq!(pixels.shape(), [2, 3, 4, 6]);
+        assert_eq!(pixels.sum(), 72.0);
+    }
+}

@@ -1,0 +1,111 @@
+//! A model folder becomes something that answers: graphs behind queues, and what a task computes around them.
+
+mod classifier;
+mod engine;
+mod folder;
+mod image_encoder;
+mod registry;
+mod text_encoder;
+mod zero_shot;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use classifier::Classifier;
+pub use engine::GraphInfo;
+pub use folder::{FolderError, ModelFolder, Task};
+pub use registry::{LoadedModel, LookupError, ModelInfo, ModelState, Registry, StopReport};
+pub use zero_shot::{ZeroShotClassifier, ZeroShotQuestion};
+
+use crate::batching::{InferenceError, Permit, Straggler};
+use crate::cpu_pool::Panicked;
+use crate::preprocess::{DecodeError, DecodeLimits};
+use crate::runtime::{Runtime, RuntimeError};
+use crate::telemetry::SharedMetrics;
+use crate::text::TextError;
+
+/// What every model needs to load.
+#[derive(Clone)]
+pub struct LoadContext {
+    /// The loaded ONNX Runtime.
+    pub runtime: Arc<Runtime>,
+    /// Where queues and models report.
+    pub metrics: SharedMetrics,
+    /// Bounds on images.
+    pub decode_limits: DecodeLimits,
+    /// Where compiled engines are kept.
+    pub cache_dir: PathBuf,
+    /// Prompts whose embeddings are kept, per model.
+    pub text_cache_size: usize,
+}
+
+/// Why a model could not be loaded.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LoadError {
+    /// The folder's files.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The graph or the provider.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The machine.
+    #[error("{0}")]
+    System(String),
+}
+
+/// What a piece of work carries along: how long it is of use, and its share of what the server admits.
+#[derive(Clone)]
+pub struct Ticket {
+    /// When the answer is of no more use.
+    pub deadline: Instant,
+    /// Held until the work is done, even if the client has left.
+    pub permit: Option<Permit>,
+}
+
+/// Where the time of one image went.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timings {
+    /// Decoding and preprocessing.
+    pub decode: Duration,
+    /// Waiting for a worker.
+    pub queue: Duration,
+    /// The batch's run.
+    pub inference: Duration,
+}
+
+impl Timings {
+    /// The longer of each, for work that was done side by side.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            decode: self.decode.max(other.decode),
+            queue: self.queue.max(other.queue),
+            inference: self.inference.max(other.inference),
+        }
+    }
+}
+
+/// Why a prediction failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PredictError {
+    /// The image.
+    #[error(transparent)]
+    Image(#[from] DecodeError),
+    /// The labels or templates.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The queue or the run.
+    #[error(transparent)]
+    Inference(#[from] InferenceError),
+    /// A fault in preprocessing.
+    #[error("preprocessing {0}")]
+    Panicked(#[from] Panicked),
+}
+
+/// A model whose workers can be told to stop.
+pub(crate) trait Stop {
+    /// Takes no more work; what waits is still answered.
+    fn close(&self);
+    /// Workers that have not ended yet.
+    fn stragglers(&self) -> Vec<Straggler>;
+}

@@ -1,0 +1,587 @@
+//! The models of the models folder: their states, look-up by name, loading in the background, stopping.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
+
+use super::classifier::ClassifierParts;
+use super::folder::{FolderContent, FolderError, ModelFolder};
+use super::{Classifier, GraphInfo, LoadContext, LoadError, Stop, Task, ZeroShotClassifier};
+use crate::batching::Straggler;
+use crate::config::{Config, ModelSettings};
+use crate::postprocess::FunctionToApply;
+use crate::runtime::RuntimeError;
+
+/// A model that answers.
+#[derive(Clone)]
+pub enum LoadedModel {
+    /// For `/v1/classify`.
+    Classifier(Arc<Classifier>),
+    /// For `/v1/zero-shot`.
+    ZeroShot(Arc<ZeroShotClassifier>),
+}
+
+impl LoadedModel {
+    fn graphs(&self) -> Vec<GraphInfo> {
+        match self {
+            Self::Classifier(model) => model.graphs(),
+            Self::ZeroShot(model) => model.graphs(),
+        }
+    }
+
+    fn broken(&self) -> Option<String> {
+        match self {
+            Self::Classifier(model) => model.broken(),
+            Self::ZeroShot(model) => model.broken(),
+        }
+    }
+
+    fn stop(&self) -> &dyn Stop {
+        match self {
+            Self::Classifier(model) => model.as_ref(),
+            Self::ZeroShot(model) => model.as_ref(),
+        }
+    }
+}
+
+/// Where a model is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelState {
+    /// Being opened and warmed.
+    Loading,
+    /// Answers.
+    Ready,
+    /// Could not be loaded, or broke; `reason` says why.
+    Failed,
+    /// Answers what it has taken, and takes no more.
+    Unloading,
+}
+
+impl ModelState {
+    /// The name in answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Loading => "loading",
+            Self::Ready => "ready",
+            Self::Failed => "failed",
+            Self::Unloading => "unloading",
+        }
+    }
+}
+
+/// What `GET /v1/models` tells of a model.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ModelInfo {
+    /// The folder's name, by which requests call the model.
+    #[schema(example = "efficientnet-lite0")]
+    pub name: String,
+    /// Where it is in its life.
+    pub state: ModelState,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What was read from its folder; absent if that failed.
+    #[serde(flatten)]
+    pub description: Option<Description>,
+    /// Its graphs; empty until it is ready.
+    pub graphs: Vec<GraphInfo>,
+}
+
+/// What a model's folder says.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Description {
+    /// What it is for.
+    pub task: Task,
+    /// The checkpoint's class.
+    #[schema(example = "EfficientNetForImageClassification")]
+    pub architecture: String,
+    /// Height and width of the tensor that the graph gets, in pixels.
+    pub input_size: InputSize,
+    /// The effective image processor settings.
+    #[schema(value_type = Object)]
+    pub image_processor: Value,
+    /// Labels by index; absent for zero-shot models and where config.json has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<String>>,
+    /// What turns logits into scores by default.
+    pub function_to_apply: FunctionToApply,
+    /// Most tokens of a prompt; for zero-shot models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_text_length: Option<usize>,
+    /// The factor between cosines and logits; for zero-shot models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logit_scale: Option<f32>,
+}
+
+/// Height and width in pixels.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub struct InputSize {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+impl Description {
+    fn of(folder: &ModelFolder) -> Self {
+        let (height, width) = folder.processor.output_size();
+        let description = Self {
+            task: folder.task(),
+            architecture: folder.architecture.clone(),
+            input_size: InputSize { height, width },
+            image_processor: serde_json::to_value(&folder.processor).unwrap_or_default(),
+            labels: None,
+            function_to_apply: FunctionToApply::Softmax,
+            max_text_length: None,
+            logit_scale: None,
+        };
+        match &folder.content {
+            FolderContent::Classifier {
+                labels, function_to_apply, ..
+            } => Self {
+                labels: labels.clone(),
+                function_to_apply: *function_to_apply,
+                ..description
+            },
+            FolderContent::DualEncoder {
+                max_text_length,
+                logit_scale,
+                ..
+            } => Self {
+                max_text_length: Some(*max_text_length),
+                logit_scale: Some(*logit_scale),
+                ..description
+            },
+        }
+    }
+}
+
+/// Why a request got no model.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LookupError {
+    /// No such name.
+    #[error("there is no model '{name}'; there are: {}", known.join(", "))]
+    Unknown {
+        /// As requested.
+        name: String,
+        /// All names.
+        known: Vec<String>,
+    },
+    /// A model for something else.
+    #[error("the model '{name}' is for {task}; for {wanted} there are: {}", known.join(", "))]
+    WrongTask {
+        /// As requested.
+        name: String,
+        /// The model's own task.
+        task: String,
+        /// What was asked for.
+        wanted: String,
+        /// Names of models for that.
+        known: Vec<String>,
+    },
+    /// The request named none, and there is none for its task.
+    #[error("this server has no model for {0}")]
+    NoneForTask(String),
+    /// Loading, failed or unloading.
+    #[error("the model '{name}' is {}{}", state.name(), reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}")))]
+    NotReady {
+        /// The model's name.
+        name: String,
+        /// Its state.
+        state: ModelState,
+        /// Why, if it failed.
+        reason: Option<String>,
+    },
+}
+
+enum State {
+    Loading,
+    Ready(LoadedModel),
+    Failed(String),
+    Unloading(LoadedModel),
+}
+
+struct Entry {
+    path: PathBuf,
+    settings: ModelSettings,
+    description: Option<Description>,
+    state: RwLock<State>,
+}
+
+/// Every model of the models folder.
+pub struct Registry {
+    entries: BTreeMap<String, Entry>,
+    default_classifier: Option<String>,
+    default_zero_shot: Option<String>,
+}
+
+/// How stopping went: who had not ended at the time limit.
+pub type StopReport = Vec<Straggler>;
+
+impl Registry {
+    /// Reads the models folder. A sub-folder that cannot be read becomes a model that failed.
+    ///
+    /// # Errors
+    /// Mistakes of configuration, with their keys: no models, or settings for a model that is not there.
+    pub fn scan(config: &Config) -> Result<Self, Vec<String>> {
+        let dir = config.models_dir.display();
+        let listing = std::fs::read_dir(&config.models_dir).map_err(|error| {
+            vec![format!("models_dir: {dir} cannot be read: {error}. scripts/setup fetches two models into 'models'")]
+        })?;
+        let mut entries = BTreeMap::new();
+        for path in listing.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if !name.starts_with('.') {
+                let settings = config.model(&name).clone();
+                entries.insert(name, Entry::open(path, settings));
+            }
+        }
+        let registry = Self {
+            default_classifier: default_model(&entries, config.default_classifier.as_ref(), Task::ImageClassification),
+            default_zero_shot: default_model(&entries, config.default_zero_shot.as_ref(), Task::ZeroShotImageClassification),
+            entries,
+        };
+        let mistakes = registry.mistakes(config);
+        if mistakes.is_empty() { Ok(registry) } else { Err(mistakes) }
+    }
+
+    fn mistakes(&self, config: &Config) -> Vec<String> {
+        let dir = config.models_dir.display();
+        if self.entries.is_empty() {
+            return vec![format!("models_dir: {dir} holds no model folders. scripts/setup fetches two into 'models'")];
+        }
+        let names = self.names().join(", ");
+        let named = config.models.keys().map(|name| (format!("models.{name}"), Some(name)));
+        let defaults = [
+            ("default_classifier".to_owned(), config.default_classifier.as_ref()),
+            ("default_zero_shot".to_owned(), config.default_zero_shot.as_ref()),
+        ];
+        let unknown = named.chain(defaults).filter_map(|(key, name)| {
+            let name = name.filter(|name| !self.entries.contains_key(*name))?;
+            Some(format!("{key}: there is no folder '{name}' in {dir}, which holds {names}"))
+        });
+        unknown.collect()
+    }
+
+    /// Loads one model after the other. Blocks; the models before the failing one stay loaded.
+    ///
+    /// # Errors
+    /// A provider or a library that was asked for and cannot be used: the start must not go on. What is wrong with one
+    /// folder alone makes that model `failed` instead.
+    pub fn load_all(&self, context: &LoadContext) -> Result<(), RuntimeError> {
+        for (name, entry) in &self.entries {
+            if let Some(LoadError::Runtime(error @ (RuntimeError::Provider(_) | RuntimeError::Library(_)))) =
+                entry.load(name, context).err()
+            {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads the one model called `name`. Blocks.
+    ///
+    /// # Errors
+    /// Why it could not be loaded.
+    pub fn load(&self, name: &str, context: &LoadContext) -> Result<LoadedModel, LoadError> {
+        match self.entries.get(name) {
+            Some(entry) => entry.load(name, context),
+            None => Err(LoadError::System(self.unknown(name).to_string())),
+        }
+    }
+
+    /// The classifier called `name`, or the default one.
+    ///
+    /// # Errors
+    /// Why there is none at present.
+    pub fn classifier(&self, name: Option<&str>) -> Result<Arc<Classifier>, LookupError> {
+        let task = Task::ImageClassification;
+        match self.find(name.or(self.default_classifier.as_deref()), task)? {
+            (_, LoadedModel::Classifier(model)) => Ok(model),
+            (name, LoadedModel::ZeroShot(_)) => Err(self.wrong_task(name, task)),
+        }
+    }
+
+    /// The zero-shot model called `name`, or the default one.
+    ///
+    /// # Errors
+    /// Why there is none at present.
+    pub fn zero_shot(&self, name: Option<&str>) -> Result<Arc<ZeroShotClassifier>, LookupError> {
+        let task = Task::ZeroShotImageClassification;
+        match self.find(name.or(self.default_zero_shot.as_deref()), task)? {
+            (_, LoadedModel::ZeroShot(model)) => Ok(model),
+            (name, LoadedModel::Classifier(_)) => Err(self.wrong_task(name, task)),
+        }
+    }
+
+    fn find<'a>(&self, name: Option<&'a str>, task: Task) -> Result<(&'a str, LoadedModel), LookupError> {
+        let name = name.ok_or_else(|| LookupError::NoneForTask(task.name().to_owned()))?;
+        let entry = self.entries.get(name).ok_or_else(|| self.unknown(name))?;
+        if entry.description.as_ref().is_some_and(|description| description.task != task) {
+            return Err(self.wrong_task(name, task));
+        }
+        let model = entry.ready().map_err(|(state, reason)| LookupError::NotReady {
+            name: name.to_owned(),
+            state,
+            reason,
+        })?;
+        Ok((name, model))
+    }
+
+    fn unknown(&self, name: &str) -> LookupError {
+        LookupError::Unknown {
+            name: name.to_owned(),
+            known: self.names(),
+        }
+    }
+
+    fn wrong_task(&self, name: &str, wanted: Task) -> LookupError {
+        let task = |entry: &Entry| entry.description.as_ref().map(|description| description.task);
+        let own = self.entries.get(name).and_then(task);
+        let fitting = self.entries.iter().filter(|(_, entry)| task(entry) == Some(wanted));
+        LookupError::WrongTask {
+            name: name.to_owned(),
+            task: own.map_or("another task", Task::name).to_owned(),
+            wanted: wanted.name().to_owned(),
+            known: fitting.map(|(name, _)| name.clone()).collect(),
+        }
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> Vec<String> {
+        self.entries.keys().cloned().collect()
+    }
+
+    /// The task of the model called `name`, if its folder could be read.
+    pub fn task(&self, name: &str) -> Option<Task> {
+        Some(self.entries.get(name)?.description.as_ref()?.task)
+    }
+
+    /// The default model for `task`.
+    pub fn default_for(&self, task: Task) -> Option<&str> {
+        match task {
+            Task::ImageClassification => self.default_classifier.as_deref(),
+            Task::ZeroShotImageClassification => self.default_zero_shot.as_deref(),
+        }
+    }
+
+    /// What there is to tell of the model called `name`.
+    ///
+    /// # Errors
+    /// [`LookupError::Unknown`].
+    pub fn info(&self, name: &str) -> Result<ModelInfo, LookupError> {
+        let entry = self.entries.get(name).ok_or_else(|| self.unknown(name))?;
+        Ok(entry.info(name))
+    }
+
+    /// What there is to tell of all models.
+    pub fn infos(&self) -> Vec<ModelInfo> {
+        self.entries.iter().map(|(name, entry)| entry.info(name)).collect()
+    }
+
+    /// Takes no more work; what waits in the queues is still answered.
+    pub fn close(&self) {
+        for entry in self.entries.values() {
+            let mut state = entry.state.write().unwrap_or_else(PoisonError::into_inner);
+            if let State::Ready(model) = &*state {
+                let model = model.clone();
+                model.stop().close();
+                *state = State::Unloading(model);
+            }
+        }
+    }
+
+    /// Waits until every worker has ended, or until `deadline`; returns those that have not.
+    pub async fn join(&self, deadline: Instant) -> StopReport {
+        loop {
+            let stragglers: Vec<Straggler> = self.entries.values().flat_map(Entry::stragglers).collect();
+            if stragglers.is_empty() || Instant::now() >= deadline {
+                return stragglers;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Entry {
+    fn open(path: PathBuf, settings: ModelSettings) -> Self {
+        let (description, state) = match ModelFolder::open(&path) {
+            Ok(folder) => {
+                let defaults = folder.processor.defaults_taken();
+                if !defaults.is_empty() {
+                    tracing::info!(model = folder.name, ?defaults, "the image processor's file lacks keys; their defaults are taken");
+                }
+                (Some(Description::of(&folder)), State::Loading)
+            }
+            Err(error) => (None, failed(&path, &error)),
+        };
+        Self {
+            path,
+            settings,
+            description,
+            state: RwLock::new(state),
+        }
+    }
+
+    fn load(&self, name: &str, context: &LoadContext) -> Result<LoadedModel, LoadError> {
+        let result = ModelFolder::open(&self.path)
+            .map_err(LoadError::from)
+            .and_then(|folder| load_model(context, folder, &self.settings));
+        let state = match &result {
+            Ok(model) => State::Ready(model.clone()),
+            Err(error) => {
+                tracing::error!(model = name, %error, "model could not be loaded");
+                State::Failed(error.to_string())
+            }
+        };
+        context.metrics.model(name).set_ready(result.is_ok());
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        result
+    }
+
+    fn ready(&self) -> Result<LoadedModel, (ModelState, Option<String>)> {
+        match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+            State::Loading => Err((ModelState::Loading, None)),
+            State::Failed(reason) => Err((ModelState::Failed, Some(reason.clone()))),
+            State::Unloading(_) => Err((ModelState::Unloading, None)),
+            State::Ready(model) => match model.broken() {
+                Some(reason) => Err((ModelState::Failed, Some(reason))),
+                None => Ok(model.clone()),
+            },
+        }
+    }
+
+    fn info(&self, name: &str) -> ModelInfo {
+        let (state, reason, graphs) = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+            State::Loading => (ModelState::Loading, None, Vec::new()),
+            State::Failed(reason) => (ModelState::Failed, Some(reason.clone()), Vec::new()),
+            State::Unloading(model) => (ModelState::Unloading, None, model.graphs()),
+            State::Ready(model) => match model.broken() {
+                Some(reason) => (ModelState::Failed, Some(reason), model.graphs()),
+                None => (ModelState::Ready, None, model.graphs()),
+            },
+        };
+        ModelInfo {
+            name: name.to_owned(),
+            state,
+            reason,
+            description: self.description.clone(),
+            graphs,
+        }
+    }
+
+    fn stragglers(&self) -> Vec<Straggler> {
+        match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+            State::Ready(model) | State::Unloading(model) => model.stop().stragglers(),
+            State::Loading | State::Failed(_) => Vec::new(),
+        }
+    }
+}
+
+fn load_model(context: &LoadContext, folder: ModelFolder, settings: &ModelSettings) -> Result<LoadedModel, LoadError> {
+    match folder.content {
+        FolderContent::Classifier {
+            graph,
+            labels,
+            function_to_apply,
+        } => {
+            let parts = ClassifierParts {
+                name: folder.name,
+                labels,
+                function_to_apply,
+                processor: folder.processor,
+            };
+            let model = Classifier::start(context, parts, &graph, &folder.path, settings)?;
+            Ok(LoadedModel::Classifier(Arc::new(model)))
+        }
+        FolderContent::DualEncoder { .. } => {
+            let model = ZeroShotClassifier::start(context, folder, settings)?;
+            Ok(LoadedModel::ZeroShot(Arc::new(model)))
+        }
+    }
+}
+
+fn failed(path: &Path, error: &FolderError) -> State {
+    tracing::error!(folder = %path.display(), %error, "model folder cannot be read");
+    State::Failed(error.to_string())
+}
+
+fn default_model(entries: &BTreeMap<String, Entry>, configured: Option<&String>, task: Task) -> Option<String> {
+    let is_for_task = |entry: &Entry| entry.description.as_ref().is_some_and(|description| description.task == task);
+    let first = || entries.iter().find(|(_, entry)| is_for_task(entry)).map(|(name, _)| name.clone());
+    configured.cloned().or_else(first)
+}
+
+/// SHA-256 over a graph's file and the external data beside it (`model.onnx_data`, `model.onnx.data`, …), in the order of
+/// their names.
+pub(super) fn content_hash(graph: &Path) -> std::io::Result<String> {
+    let name = graph.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let folder = graph.parent().unwrap_or(Path::new("."));
+    let siblings = std::fs::read_dir(folder)?.flatten().map(|entry| entry.path());
+    let is_part = |path: &PathBuf| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&name));
+    let mut files: Vec<PathBuf> = siblings.filter(is_part).filter(|path| path.is_file()).collect();
+    files.sort();
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    for file in files {
+        let mut reader = std::fs::File::open(file)?;
+        loop {
+            let length = reader.read(&mut buffer)?;
+            if length == 0 {
+                break;
+            }
+            hasher.update(&buffer[..length]);
+        }
+    }
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(models_dir: &Path) -> Config {
+        Config {
+            models_dir: models_dir.to_path_buf(),
+            ..Config::default()
+        }
+    }
+
+    #[test]
+    fn a_missing_or_empty_models_folder_says_what_to_run() {
+        let missing = Registry::scan(&config(Path::new("/nowhere"))).err().unwrap();
+        assert!(missing[0].contains("/nowhere") && missing[0].contains("scripts/setup"), "{missing:?}");
+        let empty = tempfile::tempdir().unwrap();
+        let mistakes = Registry::scan(&config(empty.path())).err().unwrap();
+        assert!(mistakes[0].contains("holds no model folders"), "{mistakes:?}");
+    }
+
+    #[test]
+    fn settings_for_models_that_are_not_there_are_mistakes() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
+        let mut config = config(&fixtures);
+        config.models.insert("vit".to_owned(), config.model_defaults.clone());
+        config.default_zero_shot = Some("siglip".to_owned());
+        let mistakes = Registry::scan(&config).err().unwrap();
+        assert!(mistakes[0].starts_with("models.vit: ") && mistakes[1].starts_with("default_zero_shot: "), "{mistakes:?}");
+    }
+
+    #[test]
+    fn the_hash_covers_external_data() {
+        let folder = tempfile::tempdir().unwrap();
+        let graph = folder.path().join("model.onnx");
+        std::fs::write(&graph, "graph").unwrap();
+        let alone = content_hash(&graph).unwrap();
+        assert_eq!(alone.len(), 64);
+        std::fs::write(folder.path().join("model.onnx_data"), "weights").unwrap();
+        assert_ne!(content_hash(&graph).unwrap(), alone);
+    }
+}

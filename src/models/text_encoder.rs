@@ -1,0 +1,235 @@
+//! From prompts to text embeddings: the cache first, then the tokenizer and the text encoder's queue.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_util::future::try_join_all;
+use ndarray::Array2;
+
+use super::engine::{Binding, Engine, EngineSource, Pending};
+use super::{LoadContext, LoadError, PredictError, Ticket};
+use crate::cpu_pool::CpuPool;
+use crate::postprocess::normalize;
+use crate::runtime::{Tensor, TensorSpec};
+use crate::telemetry::ModelMetrics;
+use crate::text::{Embedding, EmbeddingCache, Tokenizer};
+
+/// The text side of a dual encoder.
+pub(super) struct TextEncoder {
+    pub(super) engine: Arc<Engine<TokenBinding>>,
+    tokenizer: Arc<Tokenizer>,
+    cache: EmbeddingCache,
+    metrics: ModelMetrics,
+}
+
+impl TextEncoder {
+    /// Opens the graph and starts its workers.
+    pub(super) fn start(
+        context: &LoadContext,
+        source: &EngineSource<'_>,
+        tokenizer: Tokenizer,
+        binding: &TokenBinding,
+        metrics: ModelMetrics,
+    ) -> Result<Self, LoadError> {
+        Ok(Self {
+            engine: Arc::new(Engine::start(context, source, binding)?),
+            tokenizer: Arc::new(tokenizer),
+            cache: EmbeddingCache::new(context.text_cache_size),
+            metrics,
+        })
+    }
+
+    /// The embeddings of `prompts`, each of length 1, in their order.
+    pub(super) async fn embed(
+        &self,
+        pool: &CpuPool,
+        prompts: &[String],
+        ticket: &Ticket,
+    ) -> Result<Vec<Embedding>, PredictError> {
+        let cached = self.cache.get_all(prompts);
+        let hits = cached.iter().flatten().count();
+        self.metrics.cache_hits.inc_by(hits as u64);
+        self.metrics.cache_misses.inc_by((prompts.len() - hits) as u64);
+        let mut missing: Vec<String> = Vec::new();
+        for (prompt, embedding) in prompts.iter().zip(&cached) {
+            if embedding.is_none() {
+                missing.push(prompt.clone());
+            }
+        }
+        missing.sort_unstable();
+        missing.dedup();
+        let computed = self.compute(pool, missing, ticket).await?;
+        let embedding = |(prompt, cached): (&String, Option<Embedding>)| {
+            // Every prompt without a cached embedding was just computed.
+            cached.or_else(|| computed.get(prompt).cloned()).unwrap_or_default()
+        };
+        Ok(prompts.iter().zip(cached).map(embedding).collect())
+    }
+
+    async fn compute(
+        &self,
+        pool: &CpuPool,
+        prompts: Vec<String>,
+        ticket: &Ticket,
+    ) -> Result<HashMap<String, Embedding>, PredictError> {
+        if prompts.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let engine = Arc::clone(&self.engine);
+        let tokenizer = Arc::clone(&self.tokenizer);
+        let ticket = ticket.clone();
+        let submit = move || {
+            // All prompts are checked before the first is computed.
+            let tokens: Vec<Vec<i64>> = prompts.iter().map(|prompt| tokenizer.encode(prompt)).collect::<Result<_, _>>()?;
+            let pending = tokens.into_iter().map(|tokens| engine.submit(tokens, ticket.clone()));
+            let pending: Vec<Pending> = pending.collect::<Result<_, _>>()?;
+            Ok::<_, PredictError>((prompts, pending))
+        };
+        let (prompts, pending) = pool.run(submit).await??;
+        let answers = try_join_all(pending.into_iter().map(Pending::answer)).await?;
+        let embeddings = prompts.into_iter().zip(answers).map(|(prompt, answer)| {
+            let mut embedding = answer.output;
+            normalize(&mut embedding);
+            let embedding = Embedding::from(embedding);
+            self.cache.insert(prompt.clone(), Arc::clone(&embedding));
+            (prompt, embedding)
+        });
+        Ok(embeddings.collect())
+    }
+}
+
+/// Token ids into `input_ids`, `attention_mask` and `token_type_ids [batch, sequence]`, as far as the graph takes them.
+#[derive(Clone)]
+pub(super) struct TokenBinding {
+    /// Most tokens of a prompt.
+    pub(super) max_length: usize,
+    /// Fills short prompts up to the longest of their batch.
+    pub(super) pad_token_id: i64,
+    inputs: Vec<TokenInput>,
+    batch_size: Option<usize>,
+    sequence_length: Option<usize>,
+}
+
+#[derive(Clone, Copy)]
+enum TokenInput {
+    Ids,
+    Mask,
+    TypeIds,
+}
+
+impl TokenInput {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ids => "input_ids",
+            Self::Mask => "attention_mask",
+            Self::TypeIds => "token_type_ids",
+        }
+    }
+}
+
+impl TokenBinding {
+    pub(super) fn new(max_length: usize, pad_token_id: i64) -> Self {
+        Self {
+            max_length,
+            pad_token_id,
+            inputs: Vec::new(),
+            batch_size: None,
+            sequence_length: None,
+        }
+    }
+}
+
+impl Binding for TokenBinding {
+    type Item = Vec<i64>;
+
+    fn bind(&self, inputs: &[TensorSpec]) -> Result<Self, String> {
+        let mut bound = Self::new(self.max_length, self.pad_token_id);
+        for spec in inputs {
+            let known = [TokenInput::Ids, TokenInput::Mask, TokenInput::TypeIds];
+            let input = known.into_iter().find(|input| input.name() == spec.name);
+            bound.inputs.push(input.ok_or_else(|| format!("has an input '{}', which text does not fill", spec.name))?);
+            let [batch_size, sequence_length] = spec.shape[..] else {
+                return Err(format!("input '{}' has {} dimensions, not [batch, sequence]", spec.name, spec.shape.len()));
+            };
+            (bound.batch_size, bound.sequence_length) = (batch_size, sequence_length);
+        }
+        if let Some(length) = bound.sequence_length {
+            bound.max_length = bound.max_length.min(length);
+            if bound.max_length < self.max_length {
+                return Err(format!("takes {length} tokens, but the tokenizer allows {}", self.max_length));
+            }
+        }
+        Ok(bound)
+    }
+
+    fn fixed_batch_size(&self) -> Option<usize> {
+        self.batch_size
+    }
+
+    fn shape_range(&self, _input: &TensorSpec) -> (Vec<usize>, Vec<usize>) {
+        (vec![1], vec![self.max_length])
+    }
+
+    fn stack<'a>(&'a self, batch: &[Vec<i64>]) -> Vec<(&'a str, Tensor)> {
+        let rows = self.batch_size.unwrap_or(batch.len());
+        let longest = batch.iter().map(Vec::len).max().unwrap_or(1);
+        let columns = self.sequence_length.unwrap_or(longest);
+        let mut ids = Array2::from_elem((rows, columns), self.pad_token_id);
+        let mut mask = Array2::zeros((rows, columns));
+        for (row, tokens) in batch.iter().enumerate() {
+            for (column, &token) in tokens.iter().enumerate() {
+                ids[[row, column]] = token;
+                mask[[row, column]] = 1;
+            }
+        }
+        let tensor = |input: &TokenInput| match input {
+            TokenInput::Ids => ids.clone(),
+            TokenInput::Mask => mask.clone(),
+            TokenInput::TypeIds => Array2::zeros((rows, columns)),
+        };
+        self.inputs.iter().map(|input| (input.name(), Tensor::I64(tensor(input).into_dyn()))).collect()
+    }
+
+    fn samples(&self) -> Vec<Vec<i64>> {
+        // A usual label, in the shortest form that every vocabulary has.
+        vec![vec![self.pad_token_id; self.max_length.min(8)]]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ort::value::TensorElementType;
+
+    fn input(name: &str, shape: &[i64]) -> TensorSpec {
+        TensorSpec {
+            name: name.to_owned(),
+            element_type: TensorElementType::Int64,
+            shape: shape.iter().map(|&size| usize::try_from(size).ok()).collect(),
+        }
+    }
+
+    #[test]
+    fn short_prompts_are_padded_and_masked() {
+        let inputs = [input("attention_mask", &[-1, -1]), input("input_ids", &[-1, -1])];
+        let binding = TokenBinding::new(16, 9).bind(&inputs).unwrap();
+        let stacked = binding.stack(&[vec![1, 2, 3], vec![4]]);
+        let [("attention_mask", Tensor::I64(mask)), ("input_ids", Tensor::I64(ids))] = &stacked[..] else {
+            panic!("inputs are in the graph's order");
+        };
+        assert_eq!(ids.iter().copied().collect::<Vec<_>>(), [1, 2, 3, 4, 9, 9]);
+        assert_eq!(mask.iter().copied().collect::<Vec<_>>(), [1, 1, 1, 1, 0, 0]);
+    }
+
+    #[test]
+    fn an_input_that_text_does_not_fill_is_an_error() {
+        let error = TokenBinding::new(16, 0).bind(&[input("pixel_values", &[-1, 3, -1, -1])]).err().unwrap();
+        assert!(error.contains("pixel_values"), "{error}");
+    }
+
+    #[test]
+    fn a_graph_that_takes_fewer_tokens_than_the_tokenizer_allows_is_an_error() {
+        let error = TokenBinding::new(77, 0).bind(&[input("input_ids", &[-1, 32])]).err().unwrap();
+        assert!(error.contains("32") && error.contains("77"), "{error}");
+    }
+}

@@ -1,0 +1,177 @@
+//! Zero-shot classification with a dual encoder: `logits = logit_scale · cos(image, text)`, softmax over the request's labels.
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+
+use super::engine::{EngineSource, GraphInfo};
+use super::image_encoder::ImageEncoder;
+use super::text_encoder::{TextEncoder, TokenBinding};
+use super::{LoadContext, LoadError, PredictError, Stop, Ticket, Timings};
+use crate::batching::Straggler;
+use crate::config::ModelSettings;
+use crate::cpu_pool::CpuPool;
+use crate::models::folder::{FolderContent, ModelFolder};
+use crate::postprocess::{FunctionToApply, Prediction, dot, normalize, top_k};
+use crate::runtime::RuntimeError;
+use crate::telemetry::ModelMetrics;
+use crate::text::{Embedding, Templates};
+
+/// A dual encoder at work.
+pub struct ZeroShotClassifier {
+    /// Its name.
+    pub name: String,
+    /// Its metrics.
+    pub metrics: ModelMetrics,
+    vision: ImageEncoder,
+    text: TextEncoder,
+    logit_scale: f32,
+}
+
+/// What is asked of every image of a request.
+pub struct ZeroShotQuestion {
+    /// The candidate labels, in the request's order.
+    pub labels: Vec<String>,
+    /// How labels become prompts.
+    pub templates: Templates,
+    /// Labels wanted.
+    pub top_k: usize,
+}
+
+/// An image's index in its request and what was wrong with it; without an index it was the text.
+pub type PlacedError = (Option<usize>, PredictError);
+
+impl ZeroShotClassifier {
+    /// Opens and warms both graphs and starts their workers. `Err` also if the folder is no dual encoder's.
+    pub(super) fn start(context: &LoadContext, folder: ModelFolder, settings: &ModelSettings) -> Result<Self, LoadError> {
+        let FolderContent::DualEncoder {
+            vision_graph,
+            text_graph,
+            tokenizer,
+            max_text_length,
+            pad_token_id,
+            logit_scale,
+        } = folder.content
+        else {
+            return Err(LoadError::System(format!("{} is not a dual encoder", folder.name)));
+        };
+        let metrics = context.metrics.model(&folder.name);
+        let vision_source = EngineSource {
+            model: &folder.name,
+            graph: "vision_model",
+            file: &vision_graph,
+            folder: &folder.path,
+            output: "image_embeds",
+            settings,
+        };
+        let text_source = EngineSource {
+            graph: "text_model",
+            file: &text_graph,
+            output: "text_embeds",
+            ..vision_source
+        };
+        let vision = ImageEncoder::start(context, &vision_source, folder.processor, metrics.clone())?;
+        let binding = TokenBinding::new(max_text_length, pad_token_id);
+        let text = TextEncoder::start(context, &text_source, *tokenizer, &binding, metrics.clone())?;
+        let (image_width, text_width) = (vision.engine.output_width, text.engine.output_width);
+        if image_width != text_width {
+            let folder = folder.path.display();
+            let problem = format!("{folder}: image embeddings have {image_width} values, text embeddings {text_width}");
+            return Err(RuntimeError::Graph(problem).into());
+        }
+        Ok(Self {
+            name: folder.name,
+            metrics,
+            vision,
+            text,
+            logit_scale,
+        })
+    }
+
+    /// The labels of each image, best first. Images and prompts are computed side by side.
+    ///
+    /// # Errors
+    /// The first failure, with the image's position.
+    pub async fn classify(
+        &self,
+        pool: &CpuPool,
+        images: Vec<Bytes>,
+        question: &ZeroShotQuestion,
+        ticket: &Ticket,
+    ) -> Result<(Vec<Vec<Prediction>>, Timings), PlacedError> {
+        let images = images.into_iter().enumerate().map(async |(index, image)| {
+            let encoded = self.vision.encode(pool, image, ticket.clone()).await;
+            encoded.map_err(|error| (Some(index), error))
+        });
+        let labels = async { self.label_embeddings(pool, question, ticket).await.map_err(|error| (None, error)) };
+        let (images, labels) = futures_util::future::try_join(try_join_all(images), labels).await?;
+        let timings = images.iter().fold(Timings::default(), |longest, (_, timings)| longest.max(*timings));
+        let results = images.into_iter().map(|(mut image, _)| {
+            normalize(&mut image);
+            let logits: Vec<f32> = labels.iter().map(|label| self.logit_scale * dot(&image, label)).collect();
+            top_k(&FunctionToApply::Softmax.apply(&logits), &question.labels, question.top_k)
+        });
+        Ok((results.collect(), timings))
+    }
+
+    /// One embedding of length 1 per label: with several templates the mean of theirs, as in CLIP's prompt ensembling
+    /// (Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, section 3.1.4).
+    async fn label_embeddings(
+        &self,
+        pool: &CpuPool,
+        question: &ZeroShotQuestion,
+        ticket: &Ticket,
+    ) -> Result<Vec<Embedding>, PredictError> {
+        let prompts = question.templates.prompts(&question.labels);
+        let embeddings = self.text.embed(pool, &prompts, ticket).await?;
+        if question.templates.len() == 1 {
+            return Ok(embeddings);
+        }
+        Ok(embeddings.chunks(question.templates.len()).map(mean_direction).collect())
+    }
+
+    /// Both graphs.
+    pub(super) fn graphs(&self) -> Vec<GraphInfo> {
+        vec![self.vision.engine.info.clone(), self.text.engine.info.clone()]
+    }
+
+    /// Why the model cannot answer at present, if it cannot.
+    pub(super) fn broken(&self) -> Option<String> {
+        self.vision.engine.broken().or_else(|| self.text.engine.broken())
+    }
+}
+
+fn mean_direction(embeddings: &[Embedding]) -> Embedding {
+    let width = embeddings.first().map_or(0, |embedding| embedding.len());
+    let mut sum = vec![0.0; width];
+    for embedding in embeddings {
+        for (sum, value) in sum.iter_mut().zip(embedding.iter()) {
+            *sum += value;
+        }
+    }
+    // The length is normalised away, so the sum serves as the mean.
+    normalize(&mut sum);
+    Embedding::from(sum)
+}
+
+impl Stop for ZeroShotClassifier {
+    fn close(&self) {
+        self.vision.engine.close();
+        self.text.engine.close();
+    }
+
+    fn stragglers(&self) -> Vec<Straggler> {
+        [self.vision.engine.stragglers(), self.text.engine.stragglers()].concat()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_templates_are_averaged_and_renormalised() {
+        let mean = mean_direction(&[Embedding::from([1.0, 0.0]), Embedding::from([0.0, 1.0])]);
+        let half = std::f32::consts::FRAC_1_SQRT_2;
+        assert!((mean[0] - half).abs() < 1e-6 && (mean[1] - half).abs() < 1e-6);
+    }
+}

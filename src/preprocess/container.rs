@@ -1,0 +1,153 @@
+//! What a file says about its image before any pixel is decoded: size, orientation, and whether it is whole.
+
+use image::metadata::Orientation;
+
+use super::decode::{DecodeError, breaks_off, corrupt};
+
+/// The outline of an image file.
+#[derive(Debug, Default)]
+pub(super) struct Outline<'a> {
+    /// Width and height in pixels, as declared; not yet checked.
+    pub(super) size: (u32, u32),
+    /// EXIF, from its TIFF header on.
+    pub(super) exif: Option<&'a [u8]>,
+    /// XMP, which may tell the orientation where EXIF does not.
+    pub(super) xmp: Option<&'a [u8]>,
+}
+
+impl Outline<'_> {
+    /// How the stored picture has to be turned. EXIF goes before XMP; a value outside 1 to 8 counts as none.
+    pub(super) fn orientation(&self) -> Orientation {
+        let exif = self.exif.and_then(Orientation::from_exif_chunk);
+        let xmp = || self.xmp.and_then(xmp_orientation);
+        exif.or_else(xmp).unwrap_or(Orientation::NoTransforms)
+    }
+}
+
+/// The digit in `tiff:Orientation="6"` or `<tiff:Orientation>6`, as Pillow's `getexif` looks for it.
+fn xmp_orientation(xmp: &[u8]) -> Option<Orientation> {
+    const KEY: &[u8] = b"tiff:Orientation";
+    xmp.windows(KEY.len()).enumerate().filter(|(_, window)| *window == KEY).find_map(|(start, _)| {
+        let rest = &xmp[start + KEY.len()..];
+        let digit = rest.strip_prefix(b"=\"").or_else(|| rest.strip_prefix(b">"))?.first()?;
+        Orientation::from_exif(digit.checked_sub(b'0')?)
+    })
+}
+
+/// The four bytes at `at`.
+fn four(bytes: &[u8], at: usize) -> Option<[u8; 4]> {
+    bytes.get(at..at.checked_add(4)?)?.try_into().ok()
+}
+
+/// Reads the outline of a PNG. Missing pixels are for the decoder to find.
+pub(super) fn png_outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
+    if four(bytes, 12) != Some(*b"IHDR") {
+        return Err(corrupt("PNG", "its header is missing"));
+    }
+    let side = |at| four(bytes, at).map(u32::from_be_bytes).ok_or_else(|| breaks_off("PNG"));
+    let mut outline = Outline { size: (side(16)?, side(20)?), ..Outline::default() };
+    let mut at = 8;
+    while let (Some(length), Some(kind)) = (four(bytes, at), four(bytes, at + 4)) {
+        let start = at + 8;
+        let Some(end) = start.checked_add(u32::from_be_bytes(length) as usize) else { break };
+        let Some(data) = bytes.get(start..end) else { break };
+        match &kind {
+            // Pillow honours EXIF after the pixels too; the decoder only sees what comes before them.
+            b"eXIf" => outline.exif = Some(data.strip_prefix(b"Exif\0\0").unwrap_or(data)),
+            b"iTXt" if data.starts_with(b"XML:com.adobe.xmp\0\0") => outline.xmp = Some(data),
+            b"IEND" => break,
+            _ => {}
+        }
+        at = end + 4;
+    }
+    Ok(outline)
+}
+
+/// Reads the outline of a GIF: the size of its logical screen.
+pub(super) fn gif_outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
+    let [a, b, c, d] = four(bytes, 6).ok_or_else(|| breaks_off("GIF"))?;
+    let side = |low, high| u32::from(u16::from_le_bytes([low, high]));
+    Ok(Outline { size: (side(a, b), side(c, d)), ..Outline::default() })
+}
+
+/// Reads the outline of a WebP, and checks that it is whole and that the pictures in it fit its canvas: the
+/// decoder takes a picture's memory before it compares.
+pub(super) fn webp_outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
+    let declared = four(bytes, 4).map(u32::from_le_bytes).ok_or_else(|| breaks_off("WebP"))?;
+    let body = bytes.get(12..(declared as usize).saturating_add(8)).ok_or_else(|| breaks_off("WebP"))?;
+    let mut outline = Outline::default();
+    for (index, chunk) in RiffChunks(body).enumerate() {
+        let (kind, data) = chunk?;
+        let size = picture_size(kind, data)?;
+        match (index, size) {
+            (0, Some(size)) => outline.size = size,
+            (0, None) => return Err(corrupt("WebP", "its header is missing")),
+            (_, Some(size)) if size.0 > outline.size.0 || size.1 > outline.size.1 => {
+                return Err(corrupt("WebP", "it holds a picture larger than itself"));
+            }
+            _ => {}
+        }
+        match &kind {
+            b"EXIF" => outline.exif = Some(data.strip_prefix(b"Exif\0\0").unwrap_or(data)),
+            b"XMP " => outline.xmp = Some(data),
+            _ => {}
+        }
+    }
+    Ok(outline)
+}
+
+/// The size of the picture in a chunk, if it holds one: width and height in pixels.
+fn picture_size(kind: [u8; 4], data: &[u8]) -> Result<Option<(u32, u32)>, DecodeError> {
+    let size = match (&kind, data) {
+        (b"VP8X", [_, _, _, _, w0, w1, w2, h0, h1, h2, ..]) => {
+            let side = |a: &u8, b: &u8, c: &u8| u32::from_le_bytes([*a, *b, *c, 0]) + 1;
+            (side(w0, w1, w2), side(h0, h1, h2))
+        }
+        (b"VP8 ", [_, _, _, 0x9d, 0x01, 0x2a, w0, w1, h0, h1, ..]) => {
+            let side = |a: &u8, b: &u8| u32::from(u16::from_le_bytes([*a, *b]) & 0x3fff);
+            (side(w0, w1), side(h0, h1))
+        }
+        (b"VP8L", [0x2f, a, b, c, d, ..]) => {
+            let header = u32::from_le_bytes([*a, *b, *c, *d]);
+            ((header & 0x3fff) + 1, (header >> 14 & 0x3fff) + 1)
+        }
+        // A frame is a header of 16 bytes and chunks; the picture is the only one of them with a size.
+        (b"ANMF", [_, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, chunks @ ..]) => {
+            for chunk in RiffChunks(chunks) {
+                let (kind, data) = chunk?;
+                if matches!(&kind, b"VP8 " | b"VP8L") {
+                    return picture_size(kind, data);
+                }
+            }
+            return Err(corrupt("WebP", "a frame is empty"));
+        }
+        (b"VP8X" | b"VP8 " | b"VP8L" | b"ANMF", _) => return Err(corrupt("WebP", "a header is damaged")),
+        _ => return Ok(None),
+    };
+    Ok(Some(size))
+}
+
+/// The chunks of a RIFF body: kind and data.
+struct RiffChunks<'a>(&'a [u8]);
+
+impl<'a> Iterator for RiffChunks<'a> {
+    type Item = Result<([u8; 4], &'a [u8]), DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        // A stray byte at the end is padding.
+        if self.0.len() <= 1 {
+            return None;
+        }
+        let (Some(kind), Some(length)) = (four(self.0, 0), four(self.0, 4)) else {
+            self.0 = &[];
+            return Some(Err(breaks_off("WebP")));
+        };
+        let end = (u32::from_le_bytes(length) as usize).saturating_add(8);
+        let Some(data) = self.0.get(8..end) else {
+            self.0 = &[];
+            return Some(Err(breaks_off("WebP")));
+        };
+        self.0 = self.0.get(end + end % 2..).unwrap_or_default();
+        Some(Ok((kind, data)))
+    }
+}

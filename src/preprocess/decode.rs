@@ -1,0 +1,238 @@
+//! An upload's bytes become RGB8 pixels, as Pillow's `exif_transpose` and `convert("RGB")` leave them.
+
+use std::io::Cursor;
+
+use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder};
+use image::metadata::Orientation;
+use image::{ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, Limits, RgbImage};
+
+use super::container::{self, Outline};
+use super::jpeg;
+
+/// Longest side an image may have, in pixels: what JPEG, GIF and BMP can say. Resizing costs memory in
+/// proportion to the longer side alone, so the number of pixels would not bound it.
+pub const MAX_SIDE: u32 = 65_535;
+
+/// What metadata (profiles, comments, directories) may take beside the pixels, in bytes.
+const METADATA_BYTES: u64 = 16 << 20;
+
+/// What an upload may cost before any pixel is decoded.
+///
+/// Decoders get memory in proportion to the pixels the image itself declares, at most about 16 bytes each
+/// (16-bit RGBA, twice) and 16 MiB for metadata, so `max_pixels` bounds both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecodeLimits {
+    /// Most pixels (width times height) an image may have.
+    pub max_pixels: u64,
+}
+
+/// Why bytes did not become an image. All messages are fit for the client.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// There are no bytes.
+    #[error("the image is empty")]
+    Empty,
+    /// No format that is read here.
+    #[error("the bytes are not a JPEG, PNG, WebP, GIF, BMP or TIFF image")]
+    UnknownFormat,
+    /// A known format, in a form that is not read here.
+    #[error("this kind of {format} image is not supported: {reason}")]
+    Unsupported {
+        /// The format's name.
+        format: &'static str,
+        /// What about it.
+        reason: String,
+    },
+    /// More pixels than [`DecodeLimits::max_pixels`].
+    #[error("the image has {width}x{height} = {} pixels, more than the limit of {limit}", u64::from(*width) * u64::from(*height))]
+    TooManyPixels {
+        /// Declared width in pixels.
+        width: u32,
+        /// Declared height in pixels.
+        height: u32,
+        /// The limit, in pixels.
+        limit: u64,
+    },
+    /// A side longer than [`MAX_SIDE`].
+    #[error("the image is {width}x{height} pixels; the limit for a side is {limit}")]
+    SideTooLong {
+        /// Declared width in pixels.
+        width: u32,
+        /// Declared height in pixels.
+        height: u32,
+        /// The limit, in pixels.
+        limit: u32,
+    },
+    /// Width or height is 0.
+    #[error("the image has no pixels ({width}x{height})")]
+    ZeroSized {
+        /// Declared width in pixels.
+        width: u32,
+        /// Declared height in pixels.
+        height: u32,
+    },
+    /// The image breaks off or contradicts itself.
+    #[error("the {format} image cannot be decoded: {reason}")]
+    Corrupt {
+        /// The format's name.
+        format: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl DecodeLimits {
+    /// Checks a size that a header declares.
+    pub(super) fn check(&self, (width, height): (u32, u32)) -> Result<(), DecodeError> {
+        if width == 0 || height == 0 {
+            return Err(DecodeError::ZeroSized { width, height });
+        }
+        let limit = self.max_pixels;
+        if u64::from(width) * u64::from(height) > limit {
+            return Err(DecodeError::TooManyPixels { width, height, limit });
+        }
+        if width.max(height) > MAX_SIDE {
+            return Err(DecodeError::SideTooLong { width, height, limit: MAX_SIDE });
+        }
+        Ok(())
+    }
+}
+
+/// Decodes `bytes`, whose format is recognised from themselves, to upright RGB8.
+///
+/// As in Pillow, which the reference uses: EXIF orientation is applied, alpha is dropped without compositing,
+/// palettes are expanded, colour profiles are ignored, and of animations the first frame is taken. Unlike
+/// Pillow, 16-bit gray keeps its high byte (Pillow clips at 255, which leaves such pictures white).
+///
+/// # Errors
+/// See [`DecodeError`]; the declared size is checked before any pixel is decoded.
+pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
+    if bytes.is_empty() {
+        return Err(DecodeError::Empty);
+    }
+    let format = image::guess_format(bytes).map_err(|_| DecodeError::UnknownFormat)?;
+    let (pixels, orientation) = match format {
+        ImageFormat::Jpeg => {
+            let outline = jpeg::outline(bytes)?;
+            limits.check(outline.size)?;
+            (jpeg::decode(bytes)?, outline.orientation())
+        }
+        ImageFormat::Png => {
+            let outline = container::png_outline(bytes)?;
+            let decoder = || PngDecoder::with_limits(Cursor::new(bytes), decoder_limits(&outline));
+            read_outlined("PNG", &outline, limits, decoder)?
+        }
+        ImageFormat::WebP => {
+            let outline = container::webp_outline(bytes)?;
+            read_outlined("WebP", &outline, limits, || WebPDecoder::new(Cursor::new(bytes)))?
+        }
+        ImageFormat::Gif => {
+            let outline = container::gif_outline(bytes)?;
+            read_outlined("GIF", &outline, limits, || GifDecoder::new(Cursor::new(bytes)))?
+        }
+        ImageFormat::Bmp => read("BMP", limits, BmpDecoder::new(Cursor::new(bytes)))?,
+        ImageFormat::Tiff => read("TIFF", limits, TiffDecoder::new(Cursor::new(bytes)))?,
+        _ => return Err(DecodeError::UnknownFormat),
+    };
+    if orientation == Orientation::NoTransforms {
+        return Ok(pixels);
+    }
+    let mut pixels = DynamicImage::ImageRgb8(pixels);
+    pixels.apply_orientation(orientation);
+    Ok(pixels.into_rgb8())
+}
+
+/// Memory for decoding an image of this size, whatever its chunks inflate to.
+fn decoder_limits(outline: &Outline<'_>) -> Limits {
+    let mut limits = Limits::default();
+    let pixels = u64::from(outline.size.0) * u64::from(outline.size.1);
+    limits.max_alloc = Some(pixels.saturating_mul(16).saturating_add(METADATA_BYTES));
+    limits
+}
+
+/// Decodes an image whose size and orientation are known.
+fn read_outlined<D: ImageDecoder>(
+    format: &'static str,
+    outline: &Outline<'_>,
+    limits: &DecodeLimits,
+    decoder: impl FnOnce() -> Result<D, ImageError>,
+) -> Result<(RgbImage, Orientation), DecodeError> {
+    limits.check(outline.size)?;
+    let (pixels, _) = read(format, limits, decoder())?;
+    Ok((pixels, outline.orientation()))
+}
+
+/// Decodes an image whose decoder has read no more than the header so far.
+fn read<D: ImageDecoder>(
+    format: &'static str,
+    limits: &DecodeLimits,
+    decoder: Result<D, ImageError>,
+) -> Result<(RgbImage, Orientation), DecodeError> {
+    let failed = |error| into_decode_error(format, error);
+    let mut decoder = decoder.map_err(failed)?;
+    let size = decoder.dimensions();
+    limits.check(size)?;
+    let color = decoder.color_type();
+    if matches!(color, ColorType::Rgb32F | ColorType::Rgba32F) {
+        return Err(unsupported(format, "floating-point colours"));
+    }
+    let outline = Outline { size, ..Outline::default() };
+    decoder.set_limits(decoder_limits(&outline)).map_err(failed)?;
+    // Only TIFF tells its orientation this cheaply, and only TIFF has no outline.
+    let orientation = if format == "TIFF" { decoder.orientation().map_err(failed)? } else { Orientation::NoTransforms };
+    let length = usize::try_from(decoder.total_bytes()).map_err(|_| corrupt(format, "it is too large"))?;
+    let mut buffer = vec![0; length];
+    decoder.read_image(&mut buffer).map_err(failed)?;
+    let rgb = to_rgb(color, buffer).ok_or_else(|| unsupported(format, "its colour type"))?;
+    let pixels = RgbImage::from_raw(size.0, size.1, rgb).ok_or_else(|| corrupt(format, "pixels are missing"))?;
+    Ok((pixels, orientation))
+}
+
+/// Drops alpha and the low byte of 16-bit samples, and triples gray.
+fn to_rgb(color: ColorType, buffer: Vec<u8>) -> Option<Vec<u8>> {
+    let high = |sample: &[u8]| u16::from_ne_bytes([sample[0], sample[1]]).to_be_bytes()[0];
+    Some(match color {
+        ColorType::Rgb8 => buffer,
+        ColorType::L8 => map_pixels::<1>(&buffer, |pixel| [pixel[0]; 3]),
+        ColorType::La8 => map_pixels::<2>(&buffer, |pixel| [pixel[0]; 3]),
+        ColorType::Rgba8 => map_pixels::<4>(&buffer, |pixel| [pixel[0], pixel[1], pixel[2]]),
+        ColorType::L16 => map_pixels::<2>(&buffer, |pixel| [high(pixel); 3]),
+        ColorType::La16 => map_pixels::<4>(&buffer, |pixel| [high(pixel); 3]),
+        ColorType::Rgb16 => map_pixels::<6>(&buffer, |pixel| [high(&pixel[0..]), high(&pixel[2..]), high(&pixel[4..])]),
+        ColorType::Rgba16 => {
+            map_pixels::<8>(&buffer, |pixel| [high(&pixel[0..]), high(&pixel[2..]), high(&pixel[4..])])
+        }
+        _ => return None,
+    })
+}
+
+fn map_pixels<const BYTES: usize>(buffer: &[u8], to_rgb: impl Fn(&[u8; BYTES]) -> [u8; 3]) -> Vec<u8> {
+    let (pixels, _) = buffer.as_chunks::<BYTES>();
+    let mut rgb = vec![0; pixels.len() * 3];
+    for (target, pixel) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(pixels) {
+        *target = to_rgb(pixel);
+    }
+    rgb
+}
+
+/// What a decoder says, in words for the client.
+pub(super) fn into_decode_error(format: &'static str, error: ImageError) -> DecodeError {
+    match error {
+        ImageError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => breaks_off(format),
+        ImageError::Limits(_) => corrupt(format, "it asks for more memory than an image of its size needs"),
+        ImageError::Unsupported(error) => unsupported(format, error),
+        error => corrupt(format, error),
+    }
+}
+
+pub(super) fn corrupt(format: &'static str, reason: impl ToString) -> DecodeError {
+    DecodeError::Corrupt { format, reason: reason.to_string() }
+}
+
+pub(super) fn breaks_off(format: &'static str) -> DecodeError {
+    corrupt(format, "it breaks off")
+}
+
+fn unsupported(format: &'static str, reason: impl ToString) -> DecodeError {
+    DecodeError::Unsupported { format, reason: reason.to_string() }
+}

@@ -1,0 +1,18 @@
+//! Bytes to pixels to tensor: image decoding and the steps of the Hugging Face image processors.
+
+mod classes;
+mod config;
+mod container;
+mod decode;
+mod jpeg;
+mod kernel;
+mod normalize;
+mod processor;
+mod resize;
+#[cfg(test)]
+mod tests;
+mod window;
+
+pub use config::ProcessorError;
+pub use decode::{DecodeError, DecodeLimits, MAX_SIDE, decode};
+pub use processor::{ImageProcessor, ImageTensor};

@@ -1,0 +1,151 @@
+//! The image processor: resize, centre crop, rescale and normalise, as a model folder's config says.
+
+use image::RgbImage;
+use ndarray::Array3;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::config::{ProcessorError, Settings, Size};
+use super::kernel::Filter;
+use super::normalize::{Normalization, Table, to_planes};
+use super::resize::resize;
+use super::window::{Rounding, Window};
+
+/// A model's input for one image: channels, height, width.
+pub type ImageTensor = Array3<f32>;
+
+/// RGB8 pixels to a normalised tensor, with the results of the `transformers` processor of the same config
+/// (its torchvision backend, bit for bit).
+///
+/// Serializes as the effective settings, by the names of `preprocessor_config.json`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(transparent)]
+pub struct ImageProcessor {
+    settings: Settings,
+    #[serde(skip)]
+    defaults: Vec<String>,
+    #[serde(skip)]
+    plan: Plan,
+}
+
+/// What the settings amount to.
+#[derive(Debug, Clone)]
+struct Plan {
+    resize: Option<(Size, Filter)>,
+    /// Height and width of each crop, in order.
+    crops: Vec<(usize, usize)>,
+    rounding: Rounding,
+    output: (usize, usize),
+    table: Box<Table>,
+}
+
+impl ImageProcessor {
+    /// Reads the content of `preprocessor_config.json`, or of the key `image_processor` of `processor_config.json`.
+    /// `model_type`, from config.json, tells the class where the file does not.
+    ///
+    /// # Errors
+    /// The first key that is wrong, unknown in a way that could change pixels, or asks for what is not implemented.
+    pub fn from_json(config: &Value, model_type: Option<&str>) -> Result<Self, ProcessorError> {
+        let (settings, defaults) = Settings::from_json(config, model_type)?;
+        let plan = Plan::new(&settings)?;
+        Ok(Self { settings, defaults, plan })
+    }
+
+    /// The keys that the file lacks and the class defaults taken for them, as `key = value`. Defaults have changed
+    /// between versions of transformers, so they belong into the log.
+    pub fn defaults_taken(&self) -> &[String] {
+        &self.defaults
+    }
+
+    /// Height and width of the tensors, in pixels.
+    pub fn output_size(&self) -> (usize, usize) {
+        self.plan.output
+    }
+
+    /// The tensor for an image: `[3, height, width]`, channels in the order red, green, blue.
+    ///
+    /// Memory stays in proportion to the image's longer side and the output, however narrow the image is.
+    pub fn process(&self, image: &RgbImage) -> ImageTensor {
+        let plan = &self.plan;
+        let source = (image.height() as usize, image.width() as usize);
+        let size = plan.resize.map_or(source, |(size, _)| target_size(size, source));
+        let (mut rows, mut columns) = (Window::all(size.0), Window::all(size.1));
+        for &(height, width) in &plan.crops {
+            rows = rows.center(height, plan.rounding);
+            columns = columns.center(width, plan.rounding);
+        }
+        match plan.resize {
+            Some((_, filter)) if size != source => {
+                let resized = resize(image, size, filter, rows.seen.clone(), columns.seen.clone());
+                let shown = (0..rows.seen.len(), 0..columns.seen.len());
+                to_planes(&resized.data, resized.width, shown, (&rows, &columns), &plan.table)
+            }
+            _ => {
+                let shown = (rows.seen.clone(), columns.seen.clone());
+                to_planes(image.as_raw(), source.1, shown, (&rows, &columns), &plan.table)
+            }
+        }
+    }
+}
+
+impl Plan {
+    fn new(settings: &Settings) -> Result<Self, ProcessorError> {
+        let mut size = settings.size;
+        let mut crops = Vec::new();
+        if let (Some(crop_pct), true) = (settings.crop_pct, settings.do_resize) {
+            // ConvNext: small sizes are cut from a larger picture, sizes from 384 on are squashed.
+            let Size::ShortestEdge { shortest_edge: edge } = size else {
+                return Err(ProcessorError::new("size", "must have shortest_edge for a ConvNextImageProcessor"));
+            };
+            if edge < 384 {
+                let enlarged = (edge as f64 / crop_pct) as usize;
+                if enlarged == 0 || enlarged > 1 << 16 {
+                    return Err(ProcessorError::new(
+                        "crop_pct",
+                        format!("{crop_pct} gives a side of {enlarged} pixels"),
+                    ));
+                }
+                size = Size::ShortestEdge { shortest_edge: enlarged };
+                crops.push((edge, edge));
+            } else {
+                size = Size::Exact { height: edge, width: edge };
+            }
+        }
+        crops.extend(settings.crop_size.map(|crop| (crop.height, crop.width)));
+        let output = match (crops.last(), settings.do_resize, size) {
+            (Some(&crop), _, _) => crop,
+            (None, true, Size::Exact { height, width }) => (height, width),
+            (None, true, Size::ShortestEdge { .. }) => {
+                let problem = "has a shortest_edge, and without do_center_crop every image would get a size of its own";
+                return Err(ProcessorError::new("size", problem));
+            }
+            (None, false, _) => {
+                let problem = "is false, and without do_center_crop every image would keep a size of its own";
+                return Err(ProcessorError::new("do_resize", problem));
+            }
+        };
+        let normalization = Normalization {
+            factor: settings.do_rescale.then_some(settings.rescale_factor),
+            offset: settings.do_rescale && settings.rescale_offset.unwrap_or(false),
+            mean_std: settings.do_normalize.then_some((settings.image_mean, settings.image_std)),
+            divide_again: settings.include_top.unwrap_or(false).then_some(settings.image_std),
+        };
+        Ok(Self {
+            resize: settings.do_resize.then_some((size, settings.resample)),
+            crops,
+            rounding: Rounding::Down,
+            output,
+            table: normalization.table(),
+        })
+    }
+}
+
+/// The (height, width) that an image of (height, width) is resized to.
+fn target_size(size: Size, (height, width): (usize, usize)) -> (usize, usize) {
+    match size {
+        Size::Exact { height, width } => (height, width),
+        // The longer side is truncated, not rounded.
+        Size::ShortestEdge { shortest_edge } if width <= height => (shortest_edge * height / width, shortest_edge),
+        Size::ShortestEdge { shortest_edge } => (shortest_edge, shortest_edge * width / height),
+    }
+}

@@ -1,0 +1,216 @@
+//! A graph and the session that computes it: opened on a provider, checked, run on batches.
+
+use std::path::Path;
+
+use half::f16;
+use ndarray::{Array2, ArrayD, ArrayViewD};
+use ort::ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProviderDispatch};
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::session::{Session, SessionInputValue, SessionOutputs};
+use ort::value::{DynValue, Outlet, TensorElementType};
+
+use super::assignment::{RECORD_KEY, nodes_by_provider};
+use super::{ExecutionProvider, Runtime, RuntimeError, SessionOptions};
+
+/// An input or output as the graph declares it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Its name.
+    pub name: String,
+    /// ONNX Runtime's name of the element type, such as `f32`.
+    pub element_type: TensorElementType,
+    /// Dimensions; `None` where the graph leaves one open.
+    pub shape: Vec<Option<usize>>,
+}
+
+/// A batch for one input. Converted to the graph's element type at its edge.
+#[derive(Debug, Clone)]
+pub enum Tensor {
+    /// Pixels.
+    F32(ArrayD<f32>),
+    /// Tokens.
+    I64(ArrayD<i64>),
+}
+
+/// A session on a graph. `run` takes it whole, so each worker owns one.
+pub struct Graph {
+    session: Session,
+    inputs: Vec<TensorSpec>,
+    outputs: Vec<TensorSpec>,
+    nodes: usize,
+    nodes_elsewhere: usize,
+}
+
+impl Graph {
+    /// Opens the graph in the file `path`.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Provider`] if the provider cannot be used, [`RuntimeError::Graph`] if the file cannot be loaded.
+    pub fn open(runtime: &Runtime, path: &Path, options: &SessionOptions) -> Result<Self, RuntimeError> {
+        let provider = options.provider;
+        if !runtime.providers.contains(&provider) {
+            return Err(RuntimeError::Provider(format!(
+                "the execution provider {} is not in {}, which has {}. scripts/setup --help says how to fetch another",
+                provider.name(),
+                runtime.library.display(),
+                runtime.providers.iter().map(|provider| provider.name()).collect::<Vec<_>>().join(", ")
+            )));
+        }
+        if let Some(reason) = provider.refuses(options.precision) {
+            let precision = options.precision.name();
+            return Err(RuntimeError::Provider(format!("precision {precision} cannot be had: {reason}")));
+        }
+        let mut builder = session_builder(runtime, options).map_err(|error| {
+            RuntimeError::Provider(format!("the execution provider {} cannot be used: {error}", provider.name()))
+        })?;
+        let session = builder
+            .commit_from_file(path)
+            .map_err(|error| RuntimeError::Graph(format!("{}: {error}", path.display())))?;
+        let counts = nodes_by_provider(&session)?;
+        let nodes: usize = counts.values().sum();
+        let own = counts.get(provider.runtime_name()).copied().unwrap_or(0);
+        if own == 0 && nodes > 0 {
+            return Err(RuntimeError::Provider(format!(
+                "the execution provider {} computes none of the {nodes} nodes of {}",
+                provider.name(),
+                path.display()
+            )));
+        }
+        Ok(Self {
+            inputs: specs(session.inputs(), path)?,
+            outputs: specs(session.outputs(), path)?,
+            session,
+            nodes,
+            nodes_elsewhere: nodes - own,
+        })
+    }
+
+    /// The inputs of the graph in the file `path`, without preparing it for a provider.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Graph`] if the file cannot be loaded.
+    pub fn inspect(runtime: &Runtime, path: &Path) -> Result<Vec<TensorSpec>, RuntimeError> {
+        let unreadable = |error: ort::Error| RuntimeError::Graph(format!("{}: {error}", path.display()));
+        let mut builder = Session::builder(&runtime.environment)
+            .and_then(|builder| Ok(builder.with_optimization_level(GraphOptimizationLevel::Disable)?.with_intra_threads(1)?))
+            .map_err(unreadable)?;
+        specs(builder.commit_from_file(path).map_err(unreadable)?.inputs(), path)
+    }
+
+    /// The graph's inputs.
+    pub fn inputs(&self) -> &[TensorSpec] {
+        &self.inputs
+    }
+
+    /// The graph's outputs.
+    pub fn outputs(&self) -> &[TensorSpec] {
+        &self.outputs
+    }
+
+    /// All nodes, and those that the provider left to the CPU provider.
+    pub fn node_counts(&self) -> (usize, usize) {
+        (self.nodes, self.nodes_elsewhere)
+    }
+
+    /// Runs a batch and returns the rows of the output called `output`, one for each item of the batch.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Run`].
+    pub fn run(&mut self, inputs: Vec<(&str, Tensor)>, output: &str) -> Result<Array2<f32>, RuntimeError> {
+        let values = inputs
+            .into_iter()
+            .map(|(name, tensor)| {
+                let declared = self.inputs.iter().find(|spec| spec.name == name);
+                let element_type = declared.map_or(TensorElementType::Float32, |spec| spec.element_type);
+                Ok((name.to_owned().into(), SessionInputValue::from(to_value(tensor, element_type)?)))
+            })
+            .collect::<Result<Vec<(std::borrow::Cow<'_, str>, _)>, ort::Error>>()
+            .map_err(run_error)?;
+        let outputs = self.session.run(values).map_err(run_error)?;
+        rows(&outputs, output)
+    }
+}
+
+fn run_error(error: ort::Error) -> RuntimeError {
+    RuntimeError::Run(error.to_string())
+}
+
+fn session_builder(runtime: &Runtime, options: &SessionOptions) -> Result<SessionBuilder, ort::Error> {
+    if options.provider == ExecutionProvider::TensorRt {
+        // TensorRT writes its caches there and does not create the folder.
+        let _ = std::fs::create_dir_all(options.cache_dir.join("tensorrt"));
+    }
+    let builder = Session::builder(&runtime.environment)?
+        .with_optimization_level(GraphOptimizationLevel::Level3)?
+        // Always set: ONNX Runtime's own choice pins threads to cores it may not use.
+        .with_intra_threads(options.threads)?
+        .with_inter_threads(1)?
+        // Idle threads that spin take the cores that decoding needs.
+        .with_intra_op_spinning(false)?
+        .with_config_entry(RECORD_KEY, "1")?;
+    Ok(builder.with_execution_providers(dispatch(options))?)
+}
+
+fn dispatch(options: &SessionOptions) -> Vec<ExecutionProviderDispatch> {
+    fn configured<E: ArbitrarilyConfigurableExecutionProvider>(provider: E, options: &SessionOptions) -> E {
+        let options = options.provider_options().into_iter();
+        options.fold(provider, |provider, (key, value)| provider.with_arbitrary_config(key, value))
+    }
+    let cuda = |options| configured(ep::CUDA::default(), options).build().error_on_failure();
+    match options.provider {
+        ExecutionProvider::Cpu => Vec::new(),
+        ExecutionProvider::OpenVino => vec![configured(ep::OpenVINO::default(), options).build().error_on_failure()],
+        ExecutionProvider::Cuda => vec![cuda(options)],
+        // What TensorRT cannot compile goes to CUDA, not to the CPU.
+        ExecutionProvider::TensorRt => {
+            let fallback = SessionOptions {
+                provider: ExecutionProvider::Cuda,
+                ..options.clone()
+            };
+            let tensorrt = configured(ep::TensorRT::default(), options).build().error_on_failure();
+            vec![tensorrt, cuda(&fallback)]
+        }
+    }
+}
+
+fn specs(outlets: &[Outlet], path: &Path) -> Result<Vec<TensorSpec>, RuntimeError> {
+    let spec = |outlet: &Outlet| {
+        let (Some(shape), Some(element_type)) = (outlet.dtype().tensor_shape(), outlet.dtype().tensor_type()) else {
+            let (path, name) = (path.display(), outlet.name());
+            return Err(RuntimeError::Graph(format!("{path}: '{name}' is not a tensor")));
+        };
+        Ok(TensorSpec {
+            name: outlet.name().to_owned(),
+            element_type,
+            shape: shape.iter().map(|&size| usize::try_from(size).ok()).collect(),
+        })
+    };
+    outlets.iter().map(spec).collect()
+}
+
+fn to_value(tensor: Tensor, element_type: TensorElementType) -> Result<DynValue, ort::Error> {
+    use ort::value::Tensor as OrtTensor;
+    Ok(match (tensor, element_type) {
+        (Tensor::F32(array), TensorElementType::Float16) => OrtTensor::from_array(array.mapv(f16::from_f32))?.into_dyn(),
+        (Tensor::F32(array), _) => OrtTensor::from_array(array)?.into_dyn(),
+        // Token ids are far below 2³¹.
+        (Tensor::I64(array), TensorElementType::Int32) => OrtTensor::from_array(array.mapv(|id| id as i32))?.into_dyn(),
+        (Tensor::I64(array), _) => OrtTensor::from_array(array)?.into_dyn(),
+    })
+}
+
+/// The output called `name` as one row of f32 per item.
+fn rows(outputs: &SessionOutputs<'_>, name: &str) -> Result<Array2<f32>, RuntimeError> {
+    let value = outputs.get(name).ok_or_else(|| RuntimeError::Run(format!("the graph gave no output '{name}'")))?;
+    let array = match value.try_extract_array::<f32>() {
+        Ok(array) => array.to_owned(),
+        Err(_) => {
+            let array: ArrayViewD<'_, f16> = value.try_extract_array().map_err(run_error)?;
+            array.mapv(f16::to_f32)
+        }
+    };
+    let shape = array.shape().to_vec();
+    array
+        .into_dimensionality()
+        .map_err(|_| RuntimeError::Run(format!("output '{name}' has shape {shape:?}, not [batch, values]")))
+}

@@ -1,0 +1,27 @@
+//! ONNX Runtime: finding the library, choosing execution providers, running graphs. The only part that knows `ort`.
+
+mod assignment;
+mod graph;
+mod library;
+mod provider;
+
+pub use graph::{Graph, Tensor, TensorSpec};
+pub use library::Runtime;
+pub use provider::{ExecutionProvider, Precision, SessionOptions};
+
+/// Why a graph could not be opened or run.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RuntimeError {
+    /// The library is missing, too old or broken. Says what to run.
+    #[error("{0}")]
+    Library(String),
+    /// An execution provider or precision that was asked for by name cannot be used.
+    #[error("{0}")]
+    Provider(String),
+    /// The graph cannot be loaded.
+    #[error("{0}")]
+    Graph(String),
+    /// A run failed.
+    #[error("{0}")]
+    Run(String),
+}

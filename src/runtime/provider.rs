@@ -1,0 +1,258 @@
+//! Execution providers, precisions, and what each provider is told: pure mappings, tested without the hardware.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// What computes a graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ExecutionProvider {
+    /// ONNX Runtime's own kernels.
+    Cpu,
+    /// Intel's OpenVINO, on the CPU; the way to bf16 on recent Xeons and EPYCs.
+    OpenVino,
+    /// NVIDIA GPUs through CUDA and cuDNN.
+    Cuda,
+    /// NVIDIA GPUs through engines that TensorRT compiles, minutes at the first start and from its cache later.
+    TensorRt,
+}
+
+/// The arithmetic inside a graph. Inputs and outputs are f32 all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// The reference.
+    F32,
+    /// 8 bits of mantissa, f32's range.
+    Bf16,
+    /// 11 bits of mantissa, small range.
+    F16,
+}
+
+impl ExecutionProvider {
+    /// All, in the order in which a help text names them.
+    pub const ALL: [Self; 4] = [Self::Cpu, Self::OpenVino, Self::Cuda, Self::TensorRt];
+
+    /// The name in settings and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::OpenVino => "openvino",
+            Self::Cuda => "cuda",
+            Self::TensorRt => "tensorrt",
+        }
+    }
+
+    /// The provider called `name`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|provider| provider.name() == name)
+    }
+
+    /// ONNX Runtime's name for it.
+    pub(super) fn runtime_name(self) -> &'static str {
+        match self {
+            Self::Cpu => "CPUExecutionProvider",
+            Self::OpenVino => "OpenVINOExecutionProvider",
+            Self::Cuda => "CUDAExecutionProvider",
+            Self::TensorRt => "TensorrtExecutionProvider",
+        }
+    }
+
+    /// The precision taken when none was asked for: the fastest that the hardware computes natively.
+    pub fn default_precision(self) -> Precision {
+        match self {
+            Self::OpenVino if cpu_computes_bf16() => Precision::Bf16,
+            Self::TensorRt => Precision::F16,
+            Self::Cpu | Self::OpenVino | Self::Cuda => Precision::F32,
+        }
+    }
+
+    /// Why `precision` cannot be had from this provider, if it cannot.
+    pub fn refuses(self, precision: Precision) -> Option<&'static str> {
+        match (self, precision) {
+            (_, Precision::F32) | (Self::OpenVino, Precision::Bf16) | (Self::TensorRt, _) => None,
+            (Self::Cpu, _) => Some("the cpu provider computes in f32; openvino offers bf16"),
+            (Self::OpenVino, Precision::F16) => Some("openvino on a CPU offers f32 and bf16"),
+            (Self::Cuda, _) => Some("the cuda provider computes a graph in its own precision; tensorrt offers f16 and bf16"),
+        }
+    }
+}
+
+impl Precision {
+    /// All, in the order in which a help text names them.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::F16];
+
+    /// The name in settings and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+
+    /// The precision called `name`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|precision| precision.name() == name)
+    }
+}
+
+/// Does this CPU multiply bf16 natively? Elsewhere bf16 is emulated and slower than f32.
+fn cpu_computes_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// How to open a session on a graph.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SessionOptions {
+    /// What computes.
+    pub provider: ExecutionProvider,
+    /// In which arithmetic.
+    pub precision: Precision,
+    /// Inference threads of this session.
+    pub threads: usize,
+    /// Which GPU.
+    pub device_id: u32,
+    /// Largest first dimension of any input; with [`Self::input_shapes`] it bounds TensorRT's shape profile.
+    pub max_batch_size: usize,
+    /// `(input, smallest, largest)` shapes without the batch dimension, for TensorRT's shape profile.
+    pub input_shapes: Vec<(String, Vec<usize>, Vec<usize>)>,
+    /// Where TensorRT keeps engines and timings.
+    pub cache_dir: PathBuf,
+}
+
+impl SessionOptions {
+    /// The provider's own options, by its own keys.
+    pub(super) fn provider_options(&self) -> Vec<(&'static str, String)> {
+        match self.provider {
+            ExecutionProvider::Cpu => Vec::new(),
+            ExecutionProvider::OpenVino => vec![
+                ("device_type", "CPU".to_owned()),
+                ("load_config", self.openvino_config()),
+            ],
+            ExecutionProvider::Cuda => vec![
+                ("device_id", self.device_id.to_string()),
+                // TF32 rounds the mantissa to 10 bits, which f32 does not promise.
+                ("use_tf32", "0".to_owned()),
+                ("cudnn_conv_algo_search", "HEURISTIC".to_owned()),
+                ("arena_extend_strategy", "kSameAsRequested".to_owned()),
+            ],
+            ExecutionProvider::TensorRt => self.tensorrt_options(),
+        }
+    }
+
+    /// OpenVINO's properties as JSON. Pinning is off because it leaves cores idle when several sessions pin to the same
+    /// ones, and fails under cpusets.
+    fn openvino_config(&self) -> String {
+        serde_json::json!({"CPU": {
+            "INFERENCE_PRECISION_HINT": self.precision.name(),
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": self.threads.to_string(),
+            "ENABLE_CPU_PINNING": "NO",
+        }})
+        .to_string()
+    }
+
+    fn tensorrt_options(&self) -> Vec<(&'static str, String)> {
+        let flag = |on: bool| if on { "1" } else { "0" }.to_owned();
+        let cache = self.cache_dir.join("tensorrt").display().to_string();
+        let profile = |batch: usize, largest: bool| {
+            let shape = |(name, min, max): &(String, Vec<usize>, Vec<usize>)| {
+                let rest = if largest { max } else { min };
+                let dimensions: Vec<_> = std::iter::once(&batch).chain(rest).map(usize::to_string).collect();
+                format!("{name}:{}", dimensions.join("x"))
+            };
+            self.input_shapes.iter().map(shape).collect::<Vec<_>>().join(",")
+        };
+        vec![
+            ("device_id", self.device_id.to_string()),
+            ("trt_fp16_enable", flag(self.precision == Precision::F16)),
+            ("trt_bf16_enable", flag(self.precision == Precision::Bf16)),
+            ("trt_engine_cache_enable", flag(true)),
+            ("trt_engine_cache_path", cache.clone()),
+            ("trt_timing_cache_enable", flag(true)),
+            ("trt_timing_cache_path", cache),
+            ("trt_profile_min_shapes", profile(1, false)),
+            ("trt_profile_opt_shapes", profile(self.max_batch_size, true)),
+            ("trt_profile_max_shapes", profile(self.max_batch_size, true)),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(provider: ExecutionProvider, precision: Precision) -> SessionOptions {
+        SessionOptions {
+            provider,
+            precision,
+            threads: 2,
+            device_id: 1,
+            max_batch_size: 8,
+            input_shapes: vec![("pixel_values".to_owned(), vec![3, 224, 224], vec![3, 224, 224])],
+            cache_dir: PathBuf::from("/cache"),
+        }
+    }
+
+    fn value(options: &SessionOptions, key: &str) -> String {
+        let found = options.provider_options().into_iter().find(|(name, _)| *name == key);
+        found.unwrap_or_else(|| panic!("{key} is not set")).1
+    }
+
+    #[test]
+    fn openvino_is_told_precision_threads_and_not_to_pin() {
+        let options = options(ExecutionProvider::OpenVino, Precision::Bf16);
+        assert_eq!(value(&options, "device_type"), "CPU");
+        let config: serde_json::Value = serde_json::from_str(&value(&options, "load_config")).unwrap();
+        assert_eq!(config["CPU"]["INFERENCE_PRECISION_HINT"], "bf16");
+        assert_eq!(config["CPU"]["INFERENCE_NUM_THREADS"], "2");
+        assert_eq!(config["CPU"]["ENABLE_CPU_PINNING"], "NO");
+    }
+
+    #[test]
+    fn tensorrt_is_told_precision_caches_and_shape_profiles() {
+        let options = options(ExecutionProvider::TensorRt, Precision::F16);
+        assert_eq!(value(&options, "device_id"), "1");
+        assert_eq!(value(&options, "trt_fp16_enable"), "1");
+        assert_eq!(value(&options, "trt_bf16_enable"), "0");
+        assert_eq!(value(&options, "trt_engine_cache_path"), "/cache/tensorrt");
+        assert_eq!(value(&options, "trt_timing_cache_path"), "/cache/tensorrt");
+        assert_eq!(value(&options, "trt_profile_min_shapes"), "pixel_values:1x3x224x224");
+        assert_eq!(value(&options, "trt_profile_opt_shapes"), "pixel_values:8x3x224x224");
+        assert_eq!(value(&options, "trt_profile_max_shapes"), "pixel_values:8x3x224x224");
+    }
+
+    #[test]
+    fn tensorrt_profiles_cover_every_input_and_length() {
+        let mut options = options(ExecutionProvider::TensorRt, Precision::F32);
+        let tokens = |name: &str| (name.to_owned(), vec![1], vec![77]);
+        options.input_shapes = vec![tokens("input_ids"), tokens("attention_mask")];
+        assert_eq!(value(&options, "trt_profile_min_shapes"), "input_ids:1x1,attention_mask:1x1");
+        assert_eq!(value(&options, "trt_profile_max_shapes"), "input_ids:8x77,attention_mask:8x77");
+    }
+
+    #[test]
+    fn cuda_computes_true_f32_on_the_device_that_was_named() {
+        let options = options(ExecutionProvider::Cuda, Precision::F32);
+        assert_eq!(value(&options, "device_id"), "1");
+        assert_eq!(value(&options, "use_tf32"), "0");
+    }
+
+    #[test]
+    fn precisions_that_a_provider_lacks_are_refused_with_a_reason() {
+        assert!(ExecutionProvider::Cpu.refuses(Precision::Bf16).unwrap().contains("openvino"));
+        assert!(ExecutionProvider::Cuda.refuses(Precision::F16).unwrap().contains("tensorrt"));
+        assert_eq!(ExecutionProvider::TensorRt.refuses(Precision::Bf16), None);
+        for provider in ExecutionProvider::ALL {
+            assert_eq!(provider.refuses(Precision::F32), None);
+            assert_eq!(provider.refuses(provider.default_precision()), None);
+            assert_eq!(ExecutionProvider::from_name(provider.name()), Some(provider));
+        }
+    }
+}

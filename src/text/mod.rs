@@ -1,0 +1,45 @@
+//! Text for zero-shot classification: prompts from labels and templates, their tokens, and a cache of their embeddings.
+
+mod cache;
+mod prompts;
+mod tokenizer;
+
+pub use cache::{Embedding, EmbeddingCache};
+pub use prompts::Templates;
+pub use tokenizer::Tokenizer;
+
+/// What is wrong with labels or templates; the message is fit for a client.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TextError {
+    /// A prompt has more tokens than the text encoder takes.
+    #[error("the prompt '{prompt}' has {tokens} tokens; this model takes at most {limit}")]
+    TooLong {
+        /// The prompt's beginning.
+        prompt: String,
+        /// Its length.
+        tokens: usize,
+        /// The longest that is taken.
+        limit: usize,
+    },
+    /// A template that does not say, exactly once, where the label goes.
+    #[error("hypothesis_template '{0}' must contain {{}} exactly once")]
+    Template(String),
+    /// The tokenizer gave up.
+    #[error("the prompt '{prompt}' cannot be tokenised: {cause}")]
+    Tokenizer {
+        /// The prompt's beginning.
+        prompt: String,
+        /// Why.
+        cause: String,
+    },
+}
+
+/// As much of a client's text as fits into an error message.
+fn beginning(text: &str) -> String {
+    const LONGEST: usize = 60;
+    let mut short: String = text.chars().take(LONGEST).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
+}

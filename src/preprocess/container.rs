@@ -35,7 +35,7 @@ fn xmp_orientation(xmp: &[u8]) -> Option<Orientation> {
 }
 
 /// The four bytes at `at`.
-fn four(bytes: &[u8], at: usize) -> Option<[u8; 4]> {
+pub(super) fn four(bytes: &[u8], at: usize) -> Option<[u8; 4]> {
     bytes.get(at..at.checked_add(4)?)?.try_into().ok()
 }
 
@@ -61,13 +61,6 @@ pub(super) fn png_outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
         at = end + 4;
     }
     Ok(outline)
-}
-
-/// Reads the outline of a GIF: the size of its logical screen.
-pub(super) fn gif_outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
-    let [a, b, c, d] = four(bytes, 6).ok_or_else(|| breaks_off("GIF"))?;
-    let side = |low, high| u32::from(u16::from_le_bytes([low, high]));
-    Ok(Outline { size: (side(a, b), side(c, d)), ..Outline::default() })
 }
 
 /// Reads the outline of a WebP, and checks that it is whole and that the pictures in it fit its canvas: the

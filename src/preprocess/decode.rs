@@ -2,19 +2,19 @@
 
 use std::io::Cursor;
 
-use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder};
+use image::codecs::{bmp::BmpDecoder, png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder};
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, Limits, RgbImage};
 
 use super::container::{self, Outline};
-use super::jpeg;
+use super::{gif, jpeg};
 
 /// Longest side an image may have, in pixels: what JPEG, GIF and BMP can say. Resizing costs memory in
 /// proportion to the longer side alone, so the number of pixels would not bound it.
 pub const MAX_SIDE: u32 = 65_535;
 
 /// What metadata (profiles, comments, directories) may take beside the pixels, in bytes.
-const METADATA_BYTES: u64 = 16 << 20;
+pub(super) const METADATA_BYTES: u64 = 16 << 20;
 
 /// What an upload may cost before any pixel is decoded.
 ///
@@ -126,10 +126,7 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeErr
             let outline = container::webp_outline(bytes)?;
             read_outlined("WebP", &outline, limits, || WebPDecoder::new(Cursor::new(bytes)))?
         }
-        ImageFormat::Gif => {
-            let outline = container::gif_outline(bytes)?;
-            read_outlined("GIF", &outline, limits, || GifDecoder::new(Cursor::new(bytes)))?
-        }
+        ImageFormat::Gif => (gif::decode(bytes, limits)?, Orientation::NoTransforms),
         ImageFormat::Bmp => read("BMP", limits, BmpDecoder::new(Cursor::new(bytes)))?,
         ImageFormat::Tiff => read("TIFF", limits, TiffDecoder::new(Cursor::new(bytes)))?,
         _ => return Err(DecodeError::UnknownFormat),

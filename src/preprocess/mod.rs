@@ -4,6 +4,7 @@ mod classes;
 mod config;
 mod container;
 mod decode;
+mod gif;
 mod jpeg;
 mod kernel;
 mod normalize;

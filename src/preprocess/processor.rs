@@ -9,7 +9,7 @@ use super::config::{ProcessorError, Settings, Size};
 use super::kernel::Filter;
 use super::normalize::{Normalization, Table, to_planes};
 use super::resize::resize;
-use super::window::{Rounding, Window};
+use super::window::Window;
 
 /// A model's input for one image: channels, height, width.
 pub type ImageTensor = Array3<f32>;
@@ -34,7 +34,6 @@ struct Plan {
     resize: Option<(Size, Filter)>,
     /// Height and width of each crop, in order.
     crops: Vec<(usize, usize)>,
-    rounding: Rounding,
     output: (usize, usize),
     table: Box<Table>,
 }
@@ -71,8 +70,8 @@ impl ImageProcessor {
         let size = plan.resize.map_or(source, |(size, _)| target_size(size, source));
         let (mut rows, mut columns) = (Window::all(size.0), Window::all(size.1));
         for &(height, width) in &plan.crops {
-            rows = rows.center(height, plan.rounding);
-            columns = columns.center(width, plan.rounding);
+            rows = rows.center(height);
+            columns = columns.center(width);
         }
         match plan.resize {
             Some((_, filter)) if size != source => {
@@ -133,7 +132,6 @@ impl Plan {
         Ok(Self {
             resize: settings.do_resize.then_some((size, settings.resample)),
             crops,
-            rounding: Rounding::Down,
             output,
             table: normalization.table(),
         })

@@ -2,15 +2,6 @@
 
 use std::ops::Range;
 
-/// How half a pixel of crop offset is rounded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rounding {
-    /// `transformers`: `int((n - c) / 2)`.
-    Down,
-    /// torchvision's own `CenterCrop`, which timm uses: `round((n - c) / 2)`, half to even.
-    HalfToEven,
-}
-
 /// One axis of a crop: the pixels `seen` appear from `offset` on in an output of `length` pixels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Window {
@@ -25,17 +16,14 @@ impl Window {
         Self { seen: 0..length, offset: 0, length }
     }
 
-    /// The middle `length` pixels of this window, or this window in the middle of `length` pixels.
-    pub(super) fn center(self, length: usize, rounding: Rounding) -> Self {
+    /// The middle `length` pixels of this window, or this window in the middle of `length` pixels. Half a pixel is
+    /// rounded down, as in `transformers` (torchvision's own `CenterCrop` rounds half to even).
+    pub(super) fn center(self, length: usize) -> Self {
         if length >= self.length {
             let offset = self.offset + (length - self.length) / 2;
             return Self { offset, length, ..self };
         }
-        let spare = self.length - length;
-        let cut = match rounding {
-            Rounding::HalfToEven if spare % 4 == 3 => spare / 2 + 1,
-            Rounding::Down | Rounding::HalfToEven => spare / 2,
-        };
+        let cut = (self.length - length) / 2;
         // What is cut from the front comes from the padding first.
         let seen_cut = cut.saturating_sub(self.offset);
         let offset = self.offset.saturating_sub(cut);

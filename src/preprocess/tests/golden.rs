@@ -2,24 +2,11 @@
 //!
 //! tests/fixtures/preprocess/generate.py makes the fixtures and says what is in them.
 
-use std::path::PathBuf;
-
-use image::RgbImage;
 use serde_json::Value;
 
-use super::kernel::nearest_sources;
-use super::{DecodeLimits, ImageProcessor, ImageTensor, decode};
-
-pub(super) const LIMITS: DecodeLimits = DecodeLimits { max_pixels: 1 << 20 };
-
-fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/preprocess")
-}
-
-/// An encoded image of the fixtures.
-pub(super) fn fixture(name: &str) -> Vec<u8> {
-    std::fs::read(folder().join("images").join(name)).unwrap()
-}
+use super::{LIMITS, fixture, folder, noise, report};
+use crate::preprocess::kernel::nearest_sources;
+use crate::preprocess::{DecodeError, ImageProcessor, ImageTensor, decode};
 
 struct Golden {
     manifest: Value,
@@ -49,26 +36,6 @@ fn number(value: &Value) -> usize {
 
 fn numbers(value: &Value) -> Vec<usize> {
     value.as_array().unwrap().iter().map(number).collect()
-}
-
-/// The picture that generate.py calls `noise`.
-pub(super) fn noise(width: u32, height: u32) -> RgbImage {
-    let mut state = 1_u32;
-    let ramp = |at: u32, length: u32| at * 255 / (length - 1).max(1);
-    let mut image = RgbImage::new(width, height);
-    for (x, y, pixel) in image.enumerate_pixels_mut() {
-        for (channel, value) in (1..).zip(&mut pixel.0) {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let gradient = (ramp(x, width) * channel + ramp(y, height)) & 255;
-            *value = (((state >> 24) + gradient) / 2) as u8;
-        }
-    }
-    image
-}
-
-/// Fails with all that went wrong.
-fn report(failures: &[String]) {
-    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
 #[test]
@@ -148,5 +115,14 @@ fn nearest_takes_the_pixels_of_torchvision() {
         let (source, target) = (number(&case["source"]), number(&case["target"]));
         let ours: Vec<usize> = nearest_sources(source, target, 0..target).collect();
         assert_eq!(ours, numbers(&case["indices"]), "{source} to {target}");
+    }
+}
+
+#[test]
+fn forms_that_our_decoder_lacks_are_refused_by_name() {
+    for case in Golden::read().cases("unsupported") {
+        let file = case["file"].as_str().unwrap();
+        let error = decode(&fixture(file), &LIMITS).unwrap_err();
+        assert!(matches!(error, DecodeError::Unsupported { format: "TIFF", .. }), "{file}: {error}");
     }
 }

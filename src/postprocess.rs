@@ -85,14 +85,7 @@ pub fn top_k(scores: &[f32], labels: &[String], k: usize) -> Vec<Prediction> {
     }
     order.truncate(k);
     order.sort_unstable_by(by_score);
-    order
-        .into_iter()
-        .map(|index| Prediction {
-            label: labels[index].clone(),
-            index,
-            score: scores[index],
-        })
-        .collect()
+    order.into_iter().map(|index| Prediction { label: labels[index].clone(), index, score: scores[index] }).collect()
 }
 
 /// Scales `vector` to length 1. A vector of zeros stays as it is, so that no NaN is born here.

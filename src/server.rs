@@ -49,9 +49,7 @@ pub fn load_context(config: &Config, metrics: SharedMetrics) -> Result<LoadConte
     Ok(LoadContext {
         runtime: Runtime::load(config.onnxruntime.as_deref())?,
         metrics,
-        decode_limits: DecodeLimits {
-            max_pixels: config.limits.max_pixels,
-        },
+        decode_limits: DecodeLimits { max_pixels: config.limits.max_pixels },
         cache_dir: config.cache_dir.clone(),
         text_cache_size: config.text_cache_size,
     })

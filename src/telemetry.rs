@@ -31,9 +31,7 @@ pub fn start_logging(filter: &str, json: bool) {
 }
 
 /// Seconds, from half a millisecond to half a minute: 1, 2, 5 steps.
-const SECONDS: &[f64] = &[
-    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
-];
+const SECONDS: &[f64] = &[0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
 const BATCH_SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -164,19 +162,64 @@ impl Metrics {
         let build = vec![("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned())];
         registry.register("build", "The server's version", prometheus_client::metrics::info::Info::new(build));
         Self {
-            requests: register(&mut registry, "requests", "Answered requests by endpoint, model and status", Family::default()),
-            request_duration: in_seconds(&mut registry, "request_duration", "From the head of an inference request to its answer", seconds()),
-            decode_duration: in_seconds(&mut registry, "decode_duration", "Decoding and preprocessing of one image", seconds()),
+            requests: register(
+                &mut registry,
+                "requests",
+                "Answered requests by endpoint, model and status",
+                Family::default(),
+            ),
+            request_duration: in_seconds(
+                &mut registry,
+                "request_duration",
+                "From the head of an inference request to its answer",
+                seconds(),
+            ),
+            decode_duration: in_seconds(
+                &mut registry,
+                "decode_duration",
+                "Decoding and preprocessing of one image",
+                seconds(),
+            ),
             queue_duration: in_seconds(&mut registry, "queue_duration", "Wait of one job in its queue", seconds()),
             inference_duration: in_seconds(&mut registry, "inference_duration", "One run of a batch", seconds()),
-            batch_size: register(&mut registry, "batch_size", "Jobs in a batch", Family::new_with_constructor(Buckets(BATCH_SIZES))),
+            batch_size: register(
+                &mut registry,
+                "batch_size",
+                "Jobs in a batch",
+                Family::new_with_constructor(Buckets(BATCH_SIZES)),
+            ),
             queue_depth: register(&mut registry, "queue_depth", "Jobs waiting in a queue", Family::default()),
             dropped: register(&mut registry, "jobs_dropped", "Queued jobs that were never run", Family::default()),
-            model_ready: register(&mut registry, "model_ready", "1 if the model answers, 0 otherwise", Family::default()),
-            cache_hits: register(&mut registry, "text_cache_hits", "Prompts whose embedding was cached", Family::default()),
-            cache_misses: register(&mut registry, "text_cache_misses", "Prompts whose embedding was computed", Family::default()),
-            in_flight: register(&mut registry, "in_flight_images", "Images admitted and not yet answered", Gauge::default()),
-            buffered_bytes: register(&mut registry, "buffered_body_bytes", "Request bodies held in memory", Gauge::default()),
+            model_ready: register(
+                &mut registry,
+                "model_ready",
+                "1 if the model answers, 0 otherwise",
+                Family::default(),
+            ),
+            cache_hits: register(
+                &mut registry,
+                "text_cache_hits",
+                "Prompts whose embedding was cached",
+                Family::default(),
+            ),
+            cache_misses: register(
+                &mut registry,
+                "text_cache_misses",
+                "Prompts whose embedding was computed",
+                Family::default(),
+            ),
+            in_flight: register(
+                &mut registry,
+                "in_flight_images",
+                "Images admitted and not yet answered",
+                Gauge::default(),
+            ),
+            buffered_bytes: register(
+                &mut registry,
+                "buffered_body_bytes",
+                "Request bodies held in memory",
+                Gauge::default(),
+            ),
             connections: register(&mut registry, "open_connections", "Open connections", Gauge::default()),
             registry,
         }
@@ -184,10 +227,7 @@ impl Metrics {
 
     /// The metrics of the queue in front of `graph` of `model`.
     pub fn queue(&self, model: &str, graph: &'static str) -> QueueMetrics {
-        let labels = GraphLabels {
-            model: model.to_owned(),
-            graph,
-        };
+        let labels = GraphLabels { model: model.to_owned(), graph };
         let dropped = |reason| {
             let GraphLabels { model, graph } = labels.clone();
             self.dropped.get_or_create_owned(&DropLabels { model, graph, reason })
@@ -204,9 +244,7 @@ impl Metrics {
 
     /// The metrics of `model`, apart from its queues.
     pub fn model(&self, model: &str) -> ModelMetrics {
-        let labels = ModelLabels {
-            model: model.to_owned(),
-        };
+        let labels = ModelLabels { model: model.to_owned() };
         ModelMetrics {
             request_duration: self.request_duration.get_or_create_owned(&labels),
             decode_duration: self.decode_duration.get_or_create_owned(&labels),

@@ -41,11 +41,7 @@ impl Admission {
 
     /// Room for the bytes of a body, to be filled chunk by chunk.
     pub fn buffer(&self) -> BodyBuffer {
-        BodyBuffer {
-            data: Vec::new(),
-            room: None,
-            bytes: Arc::clone(&self.bytes),
-        }
+        BodyBuffer { data: Vec::new(), room: None, bytes: Arc::clone(&self.bytes) }
     }
 
     /// Images in work.
@@ -91,10 +87,7 @@ impl BodyBuffer {
     /// The whole body; its room is given back when the last slice of it is dropped.
     pub fn freeze(self) -> HeldBytes {
         let room = self.room.map(Arc::new);
-        HeldBytes {
-            bytes: hold(self.data, room.clone()),
-            room,
-        }
+        HeldBytes { bytes: hold(self.data, room.clone()), room }
     }
 }
 

@@ -128,10 +128,7 @@ pub(super) fn respond(
     metrics: &ModelMetrics,
     answer: Result<(Vec<Vec<Prediction>>, Timings), ApiError>,
 ) -> Result<Response, ApiError> {
-    let answered = Extension(Answered {
-        model: model.to_owned(),
-        metrics: metrics.clone(),
-    });
+    let answered = Extension(Answered { model: model.to_owned(), metrics: metrics.clone() });
     let response = match answer {
         Err(error) => error.into_response(),
         Ok((results, timings)) => {

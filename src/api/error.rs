@@ -157,7 +157,9 @@ impl From<LookupError> for ApiError {
     fn from(error: LookupError) -> Self {
         let detail = error.to_string();
         match error {
-            LookupError::Unknown { .. } | LookupError::NoneForTask(_) => Self::new(StatusCode::NOT_FOUND, "Unknown model", detail),
+            LookupError::Unknown { .. } | LookupError::NoneForTask(_) => {
+                Self::new(StatusCode::NOT_FOUND, "Unknown model", detail)
+            }
             LookupError::WrongTask { .. } => Self::bad_request(detail),
             LookupError::NotReady { .. } => Self::unavailable(detail),
         }

@@ -62,10 +62,8 @@ pub(super) async fn observe(State(state): State<AppState>, request: Request, nex
 
 /// The client's id if it is fit for a log, else a new one.
 fn request_id(request: &Request) -> HeaderValue {
-    let given = request.headers().get(REQUEST_ID).filter(|id| {
-        let fit = id.to_str().is_ok_and(|text| !text.is_empty() && text.len() <= LONGEST_REQUEST_ID);
-        fit
-    });
+    let fit = |id: &&HeaderValue| id.to_str().is_ok_and(|text| !text.is_empty() && text.len() <= LONGEST_REQUEST_ID);
+    let given = request.headers().get(REQUEST_ID).filter(fit);
     let made = || MakeRequestUuid.make_request_id(request).map(tower_http::request_id::RequestId::into_header_value);
     given.cloned().or_else(made).unwrap_or_else(|| HeaderValue::from_static("none"))
 }

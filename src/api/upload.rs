@@ -66,17 +66,15 @@ impl Upload {
             0 => return Err(ApiError::bad_request("there is no image in the request")),
             count if count > state.limits.max_images => {
                 let limit = state.limits.max_images;
-                return Err(ApiError::bad_request(format!("the request has {count} images, this server takes at most {limit}")));
+                return Err(ApiError::bad_request(format!(
+                    "the request has {count} images, this server takes at most {limit}"
+                )));
             }
             count => permit.merge(state.admission.admit(count - 1)?),
         }
         let permit = Some(Arc::new(permit));
         let ticket = Ticket { deadline, permit };
-        Ok(Self {
-            images,
-            parameters,
-            ticket,
-        })
+        Ok(Self { images, parameters, ticket })
     }
 }
 
@@ -143,8 +141,13 @@ async fn discard(mut body: Body) {
     let _ = timeout(time, read).await;
 }
 
-async fn take_apart(parts: request::Parts, body: HeldBytes, parameters: &mut Parameters) -> Result<Vec<Bytes>, ApiError> {
-    let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+async fn take_apart(
+    parts: request::Parts,
+    body: HeldBytes,
+    parameters: &mut Parameters,
+) -> Result<Vec<Bytes>, ApiError> {
+    let content_type =
+        parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let content_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match content_type.as_str() {
         "multipart/form-data" => from_multipart(parts, body, parameters).await,
@@ -160,7 +163,8 @@ async fn from_multipart(
     body: HeldBytes,
     parameters: &mut Parameters,
 ) -> Result<Vec<Bytes>, ApiError> {
-    let wrong = |error: &dyn std::fmt::Display| ApiError::bad_request(format!("the multipart form cannot be read: {error}"));
+    let wrong =
+        |error: &dyn std::fmt::Display| ApiError::bad_request(format!("the multipart form cannot be read: {error}"));
     let request = Request::from_parts(parts, Body::from(body.bytes));
     let mut form = Multipart::from_request(request, &()).await.map_err(|error| wrong(&error.body_text()))?;
     let mut images = Vec::new();
@@ -190,7 +194,9 @@ fn from_json(body: &HeldBytes, parameters: &mut Parameters) -> Result<Vec<Bytes>
             ("images", Value::Array(values)) => {
                 for (index, value) in values.iter().enumerate() {
                     let place = format!("images[{index}]");
-                    let text = value.as_str().ok_or_else(|| ApiError::bad_request(format!("{place} must be a text in base64")))?;
+                    let text = value
+                        .as_str()
+                        .ok_or_else(|| ApiError::bad_request(format!("{place} must be a text in base64")))?;
                     images.push(from_base64(body, &place, text)?);
                 }
             }
@@ -206,7 +212,9 @@ fn from_json(body: &HeldBytes, parameters: &mut Parameters) -> Result<Vec<Bytes>
 fn from_base64(body: &HeldBytes, place: &str, text: &str) -> Result<Bytes, ApiError> {
     let text = text.trim();
     if text.starts_with("http://") || text.starts_with("https://") {
-        return Err(ApiError::bad_request(format!("{place} is a URL, which this server does not fetch; send the image's bytes")));
+        return Err(ApiError::bad_request(format!(
+            "{place} is a URL, which this server does not fetch; send the image's bytes"
+        )));
     }
     let encoded = match text.strip_prefix("data:") {
         None => text,

@@ -71,18 +71,18 @@ fn read_question(parameters: &mut Parameters, limits: &Limits) -> Result<ZeroSho
     let templates = parameters.texts("hypothesis_template")?;
     if templates.len() > limits.max_templates {
         let (count, limit) = (templates.len(), limits.max_templates);
-        return Err(ApiError::unusable_labels(format!("{count} templates were sent, this server takes at most {limit}")));
+        return Err(ApiError::unusable_labels(format!(
+            "{count} templates were sent, this server takes at most {limit}"
+        )));
     }
-    Ok(ZeroShotQuestion {
-        top_k: parameters.top_k(labels.len())?,
-        templates: Templates::new(templates)?,
-        labels,
-    })
+    Ok(ZeroShotQuestion { top_k: parameters.top_k(labels.len())?, templates: Templates::new(templates)?, labels })
 }
 
 fn check_labels(labels: &[String], limit: usize) -> Result<(), ApiError> {
     if labels.is_empty() {
-        return Err(ApiError::bad_request("labels are missing: send at least one, as repeated 'labels' or a JSON list"));
+        return Err(ApiError::bad_request(
+            "labels are missing: send at least one, as repeated 'labels' or a JSON list",
+        ));
     }
     if labels.len() > limit {
         let count = labels.len();

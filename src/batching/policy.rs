@@ -48,10 +48,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn policy(max_batch_size: usize, max_queue_delay: Duration) -> BatchPolicy {
-        BatchPolicy {
-            max_batch_size,
-            max_queue_delay,
-        }
+        BatchPolicy { max_batch_size, max_queue_delay }
     }
 
     #[test]

@@ -51,19 +51,8 @@ struct State<M: Model> {
 impl<M: Model> BatchQueue<M> {
     /// A queue of at most `capacity` jobs for `workers` workers.
     pub fn new(policy: BatchPolicy, capacity: usize, workers: usize, metrics: QueueMetrics) -> Self {
-        let state = State {
-            jobs: VecDeque::new(),
-            closed: false,
-            time_per_job: None,
-        };
-        Self {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-            policy,
-            capacity,
-            workers: workers.max(1),
-            metrics,
-        }
+        let state = State { jobs: VecDeque::new(), closed: false, time_per_job: None };
+        Self { state: Mutex::new(state), changed: Condvar::new(), policy, capacity, workers: workers.max(1), metrics }
     }
 
     /// Puts a job at the end of the queue.
@@ -195,10 +184,7 @@ mod tests {
     type Receiver = oneshot::Receiver<Result<Answer<u32>, InferenceError>>;
 
     fn queue(max_batch_size: usize, capacity: usize) -> BatchQueue<Echo> {
-        let policy = BatchPolicy {
-            max_batch_size,
-            max_queue_delay: Duration::ZERO,
-        };
+        let policy = BatchPolicy { max_batch_size, max_queue_delay: Duration::ZERO };
         BatchQueue::new(policy, capacity, 1, QueueMetrics::default())
     }
 

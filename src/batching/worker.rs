@@ -74,10 +74,7 @@ impl Worker {
 
     /// The worker as one that did not stop in time.
     pub fn straggler(&self) -> Straggler {
-        Straggler {
-            name: self.name.clone(),
-            busy_for: lock(&self.state.busy_since).map(|since| since.elapsed()),
-        }
+        Straggler { name: self.name.clone(), busy_for: lock(&self.state.busy_since).map(|since| since.elapsed()) }
     }
 }
 
@@ -110,10 +107,8 @@ fn work<M: Model>(
 fn run_batch<M: Model>(name: &str, queue: &BatchQueue<M>, model: &mut M, batch: Vec<Waiting<M>>) -> bool {
     let started = Instant::now();
     let size = batch.len();
-    let (inputs, replies): (Vec<_>, Vec<_>) = batch
-        .into_iter()
-        .map(|Waiting { job, since }| (job.input, (job.reply, job.permit, started - since)))
-        .unzip();
+    let (inputs, replies): (Vec<_>, Vec<_>) =
+        batch.into_iter().map(|Waiting { job, since }| (job.input, (job.reply, job.permit, started - since))).unzip();
     let outcome = catch_unwind(AssertUnwindSafe(|| model.run(&inputs)))
         .unwrap_or_else(|panic| Err(format!("panicked: {}", panic_text(panic.as_ref()))))
         .and_then(|outputs| match outputs.len() {
@@ -129,11 +124,7 @@ fn run_batch<M: Model>(name: &str, queue: &BatchQueue<M>, model: &mut M, batch: 
             for (output, (reply, _permit, waited)) in outputs.into_iter().zip(replies) {
                 queue.metrics.queue.observe(waited.as_secs_f64());
                 // A client that has left in the meantime is no fault.
-                let _ = reply.send(Ok(Answer {
-                    output,
-                    queue: waited,
-                    inference,
-                }));
+                let _ = reply.send(Ok(Answer { output, queue: waited, inference }));
             }
             true
         }
@@ -218,17 +209,9 @@ mod tests {
     type Receiver = oneshot::Receiver<Result<Answer<(u32, u32)>, InferenceError>>;
 
     fn start(max_batch_size: usize, gate: Option<mpsc::Receiver<()>>) -> (Arc<BatchQueue<Doubler>>, Worker) {
-        let policy = BatchPolicy {
-            max_batch_size,
-            max_queue_delay: Duration::ZERO,
-        };
+        let policy = BatchPolicy { max_batch_size, max_queue_delay: Duration::ZERO };
         let queue = Arc::new(BatchQueue::new(policy, 100, 1, QueueMetrics::default()));
-        let rebuild = || {
-            Ok(Doubler {
-                gate: None,
-                generation: 2,
-            })
-        };
+        let rebuild = || Ok(Doubler { gate: None, generation: 2 });
         let model = Doubler { gate, generation: 1 };
         let worker = Worker::spawn("worker-0".to_owned(), Arc::clone(&queue), model, rebuild).unwrap();
         (queue, worker)

@@ -19,15 +19,26 @@ use crate::text::Templates;
 const TOP_K: usize = 5;
 
 pub(super) fn command() -> Command {
-    let arg = |name: &'static str, value: &'static str, help: &'static str| Arg::new(name).long(name).value_name(value).help(help);
+    let arg = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).help(help)
+    };
     Command::new("classify")
         .about("Classifies image files, without a server.")
         .arg(Arg::new("images").value_name("IMAGE").num_args(1..).required(true).help("Image files."))
         .arg(arg("model", "NAME", "The model; by default the default one for the task."))
-        .arg(arg("labels", "LABEL", "Labels to choose from, which makes it zero-shot.").action(ArgAction::Append).num_args(1..))
+        .arg(
+            arg("labels", "LABEL", "Labels to choose from, which makes it zero-shot.")
+                .action(ArgAction::Append)
+                .num_args(1..),
+        )
         .arg(arg("template", "TEMPLATE", "Hypothesis template for the labels, with one {}.").action(ArgAction::Append))
-        .arg(arg("top-k", "N", "Labels per image; by default 5, for zero-shot all.").value_parser(clap::value_parser!(u32).range(1..)))
-        .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("One JSON object a line instead of a table."))
+        .arg(
+            arg("top-k", "N", "Labels per image; by default 5, for zero-shot all.")
+                .value_parser(clap::value_parser!(u32).range(1..)),
+        )
+        .arg(
+            Arg::new("json").long("json").action(ArgAction::SetTrue).help("One JSON object a line instead of a table."),
+        )
 }
 
 pub(super) fn run(config: &Config, matches: &ArgMatches) -> Result<(), Failure> {

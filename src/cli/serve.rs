@@ -28,10 +28,8 @@ pub(super) fn command() -> Command {
 pub(super) fn run(config: Config, matches: &ArgMatches, json: bool) -> Result<(), Failure> {
     let image = matches.get_one::<String>("example_image").cloned().unwrap_or_default();
     // The async runtime moves bytes; decoding and inference have threads of their own.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(usable_cores().clamp(1, 4))
-        .enable_all()
-        .build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(usable_cores().clamp(1, 4)).enable_all().build()?;
     let outcome = runtime.block_on(async {
         let listener = TcpListener::bind(config.listen).await;
         let listener = listener.map_err(|error| format!("cannot listen on {}: {error}", config.listen))?;
@@ -72,8 +70,11 @@ fn shutdown_signal() -> Result<impl Future<Output = Shutdown>, std::io::Error> {
 
 /// Says where the server listens, which models answer, and what to try.
 fn announce(registry: &Registry, address: SocketAddr, image: &str, json: bool) {
-    let (ready, failed): (Vec<_>, Vec<_>) = registry.infos().into_iter().partition(|model| model.state == ModelState::Ready);
-    let names = |models: &[crate::models::ModelInfo]| models.iter().map(|model| model.name.clone()).collect::<Vec<_>>().join(", ");
+    let (ready, failed): (Vec<_>, Vec<_>) =
+        registry.infos().into_iter().partition(|model| model.state == ModelState::Ready);
+    let names = |models: &[crate::models::ModelInfo]| {
+        models.iter().map(|model| model.name.clone()).collect::<Vec<_>>().join(", ")
+    };
     if json {
         tracing::info!(%address, ready = names(&ready), failed = names(&failed), "models are loaded");
         return;
@@ -92,7 +93,9 @@ fn announce(registry: &Registry, address: SocketAddr, image: &str, json: bool) {
         text += &format!("  curl --data-binary @{image} http://{address}/v1/classify\n");
     }
     if registry.default_for(Task::ZeroShotImageClassification).is_some() {
-        text += &format!("  curl -F image=@{image} -F 'labels=a cat' -F 'labels=a cup of coffee' http://{address}/v1/zero-shot\n");
+        text += &format!(
+            "  curl -F image=@{image} -F 'labels=a cat' -F 'labels=a cup of coffee' http://{address}/v1/zero-shot\n"
+        );
     }
     text += &format!("\nInteractive documentation: http://{address}/docs\n\n");
     print(&text);

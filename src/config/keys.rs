@@ -28,54 +28,115 @@ impl Key {
 }
 
 const fn key(name: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Key {
-    Key {
-        name,
-        value,
-        default,
-        per_model: false,
-        help,
-    }
+    Key { name, value, default, per_model: false, help }
 }
 
 const fn model_key(name: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Key {
-    Key {
-        per_model: true,
-        ..key(name, value, default, help)
-    }
+    Key { per_model: true, ..key(name, value, default, help) }
 }
 
 /// Every setting, in the order in which the help shows them.
 pub const KEYS: &[Key] = &[
     key("models_dir", "DIR", "models", "Folder whose sub-folders are the models, each in the Hugging Face layout."),
     key("listen", "ADDRESS:PORT", "127.0.0.1:8080", "Where to accept connections; port 0 takes a free one."),
-    key("default_classifier", "NAME", "", "Model of a /v1/classify request that names none; by default the first by name."),
-    key("default_zero_shot", "NAME", "", "Model of a /v1/zero-shot request that names none; by default the first by name."),
-    model_key("device", "NAME", "auto", "Execution provider: auto, cpu, openvino, cuda or tensorrt. One that is named and cannot be used stops the start."),
+    key(
+        "default_classifier",
+        "NAME",
+        "",
+        "Model of a /v1/classify request that names none; by default the first by name.",
+    ),
+    key(
+        "default_zero_shot",
+        "NAME",
+        "",
+        "Model of a /v1/zero-shot request that names none; by default the first by name.",
+    ),
+    model_key(
+        "device",
+        "NAME",
+        "auto",
+        "Execution provider: auto, cpu, openvino, cuda or tensorrt. One that is named and cannot be used stops the start.",
+    ),
     model_key("device_id", "N", "0", "Which GPU, for cuda and tensorrt."),
-    model_key("precision", "NAME", "auto", "Arithmetic: auto, f32, bf16 or f16. f32 always gives the reference's answers."),
+    model_key(
+        "precision",
+        "NAME",
+        "auto",
+        "Arithmetic: auto, f32, bf16 or f16. f32 always gives the reference's answers.",
+    ),
     model_key("max_batch_size", "N", "8", "Most images (or prompts) that one inference run takes."),
-    model_key("max_queue_delay_ms", "MS", "0", "How long the oldest waiting image may wait for its batch to fill while a worker is idle."),
+    model_key(
+        "max_queue_delay_ms",
+        "MS",
+        "0",
+        "How long the oldest waiting image may wait for its batch to fill while a worker is idle.",
+    ),
     model_key("instances", "N", "1", "Inference sessions per graph, each with a worker thread of its own."),
-    model_key("threads", "N", "", "Inference threads per instance; by default the usable cores divided by the instances."),
-    key("max_in_flight", "N", "256", "Images admitted at a time, from the first byte of the body to the answer; more get 429."),
+    model_key(
+        "threads",
+        "N",
+        "",
+        "Inference threads per instance; by default the usable cores divided by the instances.",
+    ),
+    key(
+        "max_in_flight",
+        "N",
+        "256",
+        "Images admitted at a time, from the first byte of the body to the answer; more get 429.",
+    ),
     key("max_queue_size", "N", "16384", "Images or prompts that may wait in one model's queue; more get 429."),
     key("max_connections", "N", "4096", "Open connections; more wait to be accepted."),
     key("max_buffered_mb", "MB", "1024", "Request bodies held in memory, all together; more get 429."),
     key("max_body_mb", "MB", "20", "Largest request body; a larger one gets 413."),
-    key("max_pixels", "N", "64000000", "Most pixels (width times height) of an image; more get 413 before any is decoded."),
+    key(
+        "max_pixels",
+        "N",
+        "64000000",
+        "Most pixels (width times height) of an image; more get 413 before any is decoded.",
+    ),
     key("max_images", "N", "64", "Most images in one request."),
     key("max_labels", "N", "1000", "Most labels in one zero-shot request."),
     key("max_templates", "N", "100", "Most hypothesis templates in one zero-shot request."),
-    key("text_cache_size", "N", "16384", "Prompts whose text embeddings are kept, per model; the least recently used goes first."),
+    key(
+        "text_cache_size",
+        "N",
+        "16384",
+        "Prompts whose text embeddings are kept, per model; the least recently used goes first.",
+    ),
     key("request_timeout_ms", "MS", "30000", "Deadline of a request, its body included; past it the answer is 504."),
     key("body_timeout_ms", "MS", "10000", "Time for a request's body to arrive; past it the answer is 408."),
-    key("idle_timeout_ms", "MS", "75000", "How long a connection may stay silent between requests or in the middle of a header."),
-    key("shutdown_grace_ms", "MS", "5000", "After SIGTERM: how long to go on serving, unready, so that load balancers notice. Ctrl-C skips it."),
+    key(
+        "idle_timeout_ms",
+        "MS",
+        "75000",
+        "How long a connection may stay silent between requests or in the middle of a header.",
+    ),
+    key(
+        "shutdown_grace_ms",
+        "MS",
+        "5000",
+        "After SIGTERM: how long to go on serving, unready, so that load balancers notice. Ctrl-C skips it.",
+    ),
     key("shutdown_timeout_ms", "MS", "20000", "After the grace: how long requests in flight may take to finish."),
     key("preprocess_threads", "N", "", "Threads that decode and resize; by default one for each usable core."),
-    key("onnxruntime", "PATH", "", "The ONNX Runtime library or its folder; else ORT_DYLIB_PATH, beside the binary, or what scripts/setup fetched."),
-    key("cache_dir", "DIR", "", "Where compiled engines are kept between starts; by default ocelli under the user's cache folder."),
-    key("log_level", "FILTER", "info", "What is logged: error, warn, info, debug, trace, or a filter such as ocelli=debug,ort=warn."),
+    key(
+        "onnxruntime",
+        "PATH",
+        "",
+        "The ONNX Runtime library or its folder; else ORT_DYLIB_PATH, beside the binary, or what scripts/setup fetched.",
+    ),
+    key(
+        "cache_dir",
+        "DIR",
+        "",
+        "Where compiled engines are kept between starts; by default ocelli under the user's cache folder.",
+    ),
+    key(
+        "log_level",
+        "FILTER",
+        "info",
+        "What is logged: error, warn, info, debug, trace, or a filter such as ocelli=debug,ort=warn.",
+    ),
     key("log_format", "NAME", "auto", "human, json, or auto: human on a terminal, json otherwise."),
 ];
 

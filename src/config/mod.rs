@@ -251,12 +251,7 @@ impl<'a> Reader<'a> {
     fn typed(&self, key: &str) -> Option<Typed> {
         let typed = self.tables.iter().find_map(|table| table.get(key).cloned());
         let default = || keys::find(key).filter(|key| !key.default.is_empty());
-        typed.or_else(|| {
-            default().map(|key| Typed {
-                text: key.default.to_owned(),
-                origin: "the default".to_owned(),
-            })
-        })
+        typed.or_else(|| default().map(|key| Typed { text: key.default.to_owned(), origin: "the default".to_owned() }))
     }
 
     /// The value of `key` if there is one and it is right; a wrong one is noted.

@@ -44,14 +44,8 @@ impl Classifier {
         settings: &ModelSettings,
     ) -> Result<Self, LoadError> {
         let metrics = context.metrics.model(&parts.name);
-        let source = EngineSource {
-            model: &parts.name,
-            graph: "model",
-            file: graph,
-            folder,
-            output: "logits",
-            settings,
-        };
+        let source =
+            EngineSource { model: &parts.name, graph: "model", file: graph, folder, output: "logits", settings };
         let encoder = ImageEncoder::start(context, &source, parts.processor, metrics.clone())?;
         let width = encoder.engine.output_width;
         let labels = parts.labels.unwrap_or_else(|| (0..width).map(|index| format!("LABEL_{index}")).collect());
@@ -60,13 +54,7 @@ impl Classifier {
             let problem = format!("{file}: gives {width} logits, but id2label in config.json has {labels} labels");
             return Err(RuntimeError::Graph(problem).into());
         }
-        Ok(Self {
-            name: parts.name,
-            labels,
-            function_to_apply: parts.function_to_apply,
-            metrics,
-            encoder,
-        })
+        Ok(Self { name: parts.name, labels, function_to_apply: parts.function_to_apply, metrics, encoder })
     }
 
     /// The best `k` labels of one image.

@@ -158,23 +158,13 @@ impl<B: Binding> Engine<B> {
             seconds = started.elapsed().as_secs_f32(),
             "graph is warm"
         );
-        Ok(Self {
-            queue,
-            workers,
-            info,
-            output_width,
-        })
+        Ok(Self { queue, workers, info, output_width })
     }
 
     /// Puts an item into the queue. The answer comes through the channel, which closes unanswered only if the worker is lost.
     pub(super) fn submit(&self, item: B::Item, ticket: Ticket) -> Result<Pending, InferenceError> {
         let (reply, answer) = oneshot::channel();
-        self.queue.push(Job {
-            input: item,
-            deadline: ticket.deadline,
-            reply,
-            permit: ticket.permit,
-        })?;
+        self.queue.push(Job { input: item, deadline: ticket.deadline, reply, permit: ticket.permit })?;
         Ok(Pending(answer))
     }
 
@@ -316,11 +306,7 @@ impl<B: Binding> Opener<B> {
                 output_width = rows.ncols();
             }
         }
-        Ok(Warmed {
-            model,
-            batch_sizes,
-            output_width,
-        })
+        Ok(Warmed { model, batch_sizes, output_width })
     }
 
     /// The output by its name; a graph with one output may call it what it likes.
@@ -359,7 +345,8 @@ fn reason(settings: &ModelSettings, failures: &[(&str, LoadError)]) -> String {
     match failures {
         [] => "auto: the fastest provider of this library".to_owned(),
         _ => {
-            let failed: Vec<_> = failures.iter().map(|(provider, error)| format!("{provider} failed ({error})")).collect();
+            let failed: Vec<_> =
+                failures.iter().map(|(provider, error)| format!("{provider} failed ({error})")).collect();
             format!("auto: {}", failed.join("; "))
         }
     }

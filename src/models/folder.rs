@@ -42,10 +42,7 @@ pub struct FolderError {
 
 impl FolderError {
     pub(super) fn new(file: &str, problem: impl Into<String>) -> Self {
-        Self {
-            file: file.to_owned(),
-            problem: problem.into(),
-        }
+        Self { file: file.to_owned(), problem: problem.into() }
     }
 }
 
@@ -98,8 +95,9 @@ impl ModelFolder {
     /// The first thing that is missing or wrong, with its file and key.
     pub fn open(path: &Path) -> Result<Self, FolderError> {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let config = read_json(path, "config.json")?
-            .ok_or_else(|| FolderError::new("config.json", "is missing; `optimum-cli export onnx` writes it beside the graph"))?;
+        let config = read_json(path, "config.json")?.ok_or_else(|| {
+            FolderError::new("config.json", "is missing; `optimum-cli export onnx` writes it beside the graph")
+        })?;
         let model_type = config.get("model_type").and_then(Value::as_str);
         let architecture = config.pointer("/architectures/0").and_then(Value::as_str).or(model_type);
         Ok(Self {
@@ -123,9 +121,7 @@ impl ModelFolder {
     pub fn graphs(&self) -> Vec<&Path> {
         match &self.content {
             FolderContent::Classifier { graph, .. } => vec![graph],
-            FolderContent::DualEncoder {
-                vision_graph, text_graph, ..
-            } => vec![vision_graph, text_graph],
+            FolderContent::DualEncoder { vision_graph, text_graph, .. } => vec![vision_graph, text_graph],
         }
     }
 }
@@ -133,7 +129,9 @@ impl ModelFolder {
 fn read_content(path: &Path, config: &Value, model_type: Option<&str>) -> Result<FolderContent, FolderError> {
     let graph = |file: &str| [path.join(file), path.join("onnx").join(file)].into_iter().find(|path| path.is_file());
     match (graph("vision_model.onnx"), graph("text_model.onnx"), graph("model.onnx")) {
-        (Some(vision_graph), Some(text_graph), _) => read_dual_encoder(path, config, model_type, vision_graph, text_graph),
+        (Some(vision_graph), Some(text_graph), _) => {
+            read_dual_encoder(path, config, model_type, vision_graph, text_graph)
+        }
         (Some(_), None, None) => Err(FolderError::new("text_model.onnx", "is missing beside vision_model.onnx")),
         (None, Some(_), None) => Err(FolderError::new("vision_model.onnx", "is missing beside text_model.onnx")),
         (_, _, Some(graph)) if config.get("text_config").is_some() => Err(FolderError::new(
@@ -143,11 +141,7 @@ fn read_content(path: &Path, config: &Value, model_type: Option<&str>) -> Result
         (_, _, Some(graph)) => {
             let labels = read_labels(config)?;
             let function_to_apply = default_function(config, labels.as_ref().map(Vec::len));
-            Ok(FolderContent::Classifier {
-                graph,
-                labels,
-                function_to_apply,
-            })
+            Ok(FolderContent::Classifier { graph, labels, function_to_apply })
         }
         (None, None, None) => Err(FolderError::new(
             "model.onnx",
@@ -255,7 +249,8 @@ fn read_json(folder: &Path, file: &str) -> Result<Option<Value>, FolderError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(FolderError::new(file, format!("cannot be read: {error}"))),
     };
-    let value: Value = serde_json::from_str(&text).map_err(|error| FolderError::new(file, format!("is not JSON: {error}")))?;
+    let value: Value =
+        serde_json::from_str(&text).map_err(|error| FolderError::new(file, format!("is not JSON: {error}")))?;
     if value.is_object() { Ok(Some(value)) } else { Err(FolderError::new(file, "must hold a JSON object")) }
 }
 
@@ -309,10 +304,20 @@ mod tests {
             ("tiny-classifier", "config.json", None, "config.json: is missing"),
             ("tiny-classifier", "config.json", Some("{"), "config.json: is not JSON"),
             ("tiny-classifier", "config.json", Some("[]"), "config.json: must hold a JSON object"),
-            ("tiny-classifier", "config.json", Some(r#"{"id2label": {"0": "a", "2": "b"}}"#), "config.json: id2label has 2 labels, and the key '2'"),
+            (
+                "tiny-classifier",
+                "config.json",
+                Some(r#"{"id2label": {"0": "a", "2": "b"}}"#),
+                "config.json: id2label has 2 labels, and the key '2'",
+            ),
             ("tiny-classifier", "config.json", Some(r#"{"id2label": {"0": 7}}"#), "under '0'"),
             ("tiny-classifier", "config.json", Some(r#"{"id2label": {}}"#), "id2label is empty"),
-            ("tiny-classifier", "config.json", Some(r#"{"text_config": {}}"#), "model.onnx: holds an image and a text encoder"),
+            (
+                "tiny-classifier",
+                "config.json",
+                Some(r#"{"text_config": {}}"#),
+                "model.onnx: holds an image and a text encoder",
+            ),
             ("tiny-classifier", "model.onnx", None, "model.onnx: is missing"),
             ("tiny-classifier", "preprocessor_config.json", None, "preprocessor_config.json: is missing"),
             ("tiny-clip", "text_model.onnx", None, "text_model.onnx: is missing"),

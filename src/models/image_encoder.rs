@@ -31,16 +31,11 @@ impl ImageEncoder {
         metrics: ModelMetrics,
     ) -> Result<Self, LoadError> {
         let (height, width) = processor.output_size();
-        let binding = ImageBinding {
-            height,
-            width,
-            input: String::new(),
-            batch_size: None,
-        };
+        let binding = ImageBinding { height, width, input: String::new(), batch_size: None };
         Ok(Self {
             engine: Arc::new(Engine::start(context, source, &binding)?),
             processor: Arc::new(processor),
-            decode_limits: context.decode_limits.clone(),
+            decode_limits: context.decode_limits,
             metrics,
         })
     }
@@ -54,7 +49,7 @@ impl ImageEncoder {
     ) -> Result<(Vec<f32>, Timings), PredictError> {
         let engine = Arc::clone(&self.engine);
         let processor = Arc::clone(&self.processor);
-        let limits = self.decode_limits.clone();
+        let limits = self.decode_limits;
         let prepare = move || {
             if ticket.deadline <= Instant::now() {
                 return Err(InferenceError::DeadlineExceeded.into());
@@ -69,11 +64,7 @@ impl ImageEncoder {
         let (pending, decode) = pool.run(prepare).await??;
         self.metrics.decode_duration.observe(decode.as_secs_f64());
         let answer = pending.answer().await?;
-        let timings = Timings {
-            decode,
-            queue: answer.queue,
-            inference: answer.inference,
-        };
+        let timings = Timings { decode, queue: answer.queue, inference: answer.inference };
         Ok((answer.output, timings))
     }
 }
@@ -101,9 +92,13 @@ impl Binding for ImageBinding {
         })?;
         let wanted = [3, self.height, self.width];
         let fits = input.shape.len() == 4
-            && input.shape[1..].iter().zip(wanted).all(|(declared, size)| declared.is_none_or(|declared| declared == size));
+            && input.shape[1..]
+                .iter()
+                .zip(wanted)
+                .all(|(declared, size)| declared.is_none_or(|declared| declared == size));
         if !fits {
-            let declared: Vec<_> = input.shape.iter().map(|size| size.map_or("?".to_owned(), |size| size.to_string())).collect();
+            let declared: Vec<_> =
+                input.shape.iter().map(|size| size.map_or("?".to_owned(), |size| size.to_string())).collect();
             return Err(format!(
                 "input '{}' has shape [{}], but the image processor gives [batch, 3, {}, {}]",
                 input.name,
@@ -112,11 +107,7 @@ impl Binding for ImageBinding {
                 self.width
             ));
         }
-        Ok(Self {
-            input: input.name.clone(),
-            batch_size: input.shape[0],
-            ..self.clone()
-        })
+        Ok(Self { input: input.name.clone(), batch_size: input.shape[0], ..self.clone() })
     }
 
     fn fixed_batch_size(&self) -> Option<usize> {
@@ -149,12 +140,7 @@ mod tests {
     use ort::value::TensorElementType;
 
     fn binding() -> ImageBinding {
-        ImageBinding {
-            height: 4,
-            width: 6,
-            input: String::new(),
-            batch_size: None,
-        }
+        ImageBinding { height: 4, width: 6, input: String::new(), batch_size: None }
     }
 
     fn input(name: &str, shape: &[i64]) -> TensorSpec {

@@ -144,22 +144,12 @@ impl Description {
             logit_scale: None,
         };
         match &folder.content {
-            FolderContent::Classifier {
-                labels, function_to_apply, ..
-            } => Self {
-                labels: labels.clone(),
-                function_to_apply: *function_to_apply,
-                ..description
-            },
-            FolderContent::DualEncoder {
-                max_text_length,
-                logit_scale,
-                ..
-            } => Self {
-                max_text_length: Some(*max_text_length),
-                logit_scale: Some(*logit_scale),
-                ..description
-            },
+            FolderContent::Classifier { labels, function_to_apply, .. } => {
+                Self { labels: labels.clone(), function_to_apply: *function_to_apply, ..description }
+            }
+            FolderContent::DualEncoder { max_text_length, logit_scale, .. } => {
+                Self { max_text_length: Some(*max_text_length), logit_scale: Some(*logit_scale), ..description }
+            }
         }
     }
 }
@@ -246,7 +236,11 @@ impl Registry {
         }
         let registry = Self {
             default_classifier: default_model(&entries, config.default_classifier.as_ref(), Task::ImageClassification),
-            default_zero_shot: default_model(&entries, config.default_zero_shot.as_ref(), Task::ZeroShotImageClassification),
+            default_zero_shot: default_model(
+                &entries,
+                config.default_zero_shot.as_ref(),
+                Task::ZeroShotImageClassification,
+            ),
             entries,
         };
         let mistakes = registry.mistakes(config);
@@ -328,19 +322,13 @@ impl Registry {
         if entry.description.as_ref().is_some_and(|description| description.task != task) {
             return Err(self.wrong_task(name, task));
         }
-        let model = entry.ready().map_err(|(state, reason)| LookupError::NotReady {
-            name: name.to_owned(),
-            state,
-            reason,
-        })?;
+        let model =
+            entry.ready().map_err(|(state, reason)| LookupError::NotReady { name: name.to_owned(), state, reason })?;
         Ok((name, model))
     }
 
     fn unknown(&self, name: &str) -> LookupError {
-        LookupError::Unknown {
-            name: name.to_owned(),
-            known: self.names(),
-        }
+        LookupError::Unknown { name: name.to_owned(), known: self.names() }
     }
 
     fn wrong_task(&self, name: &str, wanted: Task) -> LookupError {
@@ -417,18 +405,17 @@ impl Entry {
             Ok(folder) => {
                 let defaults = folder.processor.defaults_taken();
                 if !defaults.is_empty() {
-                    tracing::info!(model = folder.name, ?defaults, "the image processor's file lacks keys; their defaults are taken");
+                    tracing::info!(
+                        model = folder.name,
+                        ?defaults,
+                        "the image processor's file lacks keys; their defaults are taken"
+                    );
                 }
                 (Some(Description::of(&folder)), State::Loading)
             }
             Err(error) => (None, failed(&path, &error)),
         };
-        Self {
-            path,
-            settings,
-            description,
-            state: RwLock::new(state),
-        }
+        Self { path, settings, description, state: RwLock::new(state) }
     }
 
     fn load(&self, name: &str, context: &LoadContext) -> Result<LoadedModel, LoadError> {
@@ -469,13 +456,7 @@ impl Entry {
                 None => (ModelState::Ready, None, model.graphs()),
             },
         };
-        ModelInfo {
-            name: name.to_owned(),
-            state,
-            reason,
-            description: self.description.clone(),
-            graphs,
-        }
+        ModelInfo { name: name.to_owned(), state, reason, description: self.description.clone(), graphs }
     }
 
     fn stragglers(&self) -> Vec<Straggler> {
@@ -488,17 +469,8 @@ impl Entry {
 
 fn load_model(context: &LoadContext, folder: ModelFolder, settings: &ModelSettings) -> Result<LoadedModel, LoadError> {
     match folder.content {
-        FolderContent::Classifier {
-            graph,
-            labels,
-            function_to_apply,
-        } => {
-            let parts = ClassifierParts {
-                name: folder.name,
-                labels,
-                function_to_apply,
-                processor: folder.processor,
-            };
+        FolderContent::Classifier { graph, labels, function_to_apply } => {
+            let parts = ClassifierParts { name: folder.name, labels, function_to_apply, processor: folder.processor };
             let model = Classifier::start(context, parts, &graph, &folder.path, settings)?;
             Ok(LoadedModel::Classifier(Arc::new(model)))
         }
@@ -549,10 +521,7 @@ mod tests {
     use super::*;
 
     fn config(models_dir: &Path) -> Config {
-        Config {
-            models_dir: models_dir.to_path_buf(),
-            ..Config::default()
-        }
+        Config { models_dir: models_dir.to_path_buf(), ..Config::default() }
     }
 
     #[test]
@@ -571,7 +540,10 @@ mod tests {
         config.models.insert("vit".to_owned(), config.model_defaults.clone());
         config.default_zero_shot = Some("siglip".to_owned());
         let mistakes = Registry::scan(&config).err().unwrap();
-        assert!(mistakes[0].starts_with("models.vit: ") && mistakes[1].starts_with("default_zero_shot: "), "{mistakes:?}");
+        assert!(
+            mistakes[0].starts_with("models.vit: ") && mistakes[1].starts_with("default_zero_shot: "),
+            "{mistakes:?}"
+        );
     }
 
     #[test]

@@ -80,7 +80,8 @@ impl TextEncoder {
         let ticket = ticket.clone();
         let submit = move || {
             // All prompts are checked before the first is computed.
-            let tokens: Vec<Vec<i64>> = prompts.iter().map(|prompt| tokenizer.encode(prompt)).collect::<Result<_, _>>()?;
+            let tokens: Vec<Vec<i64>> =
+                prompts.iter().map(|prompt| tokenizer.encode(prompt)).collect::<Result<_, _>>()?;
             let pending = tokens.into_iter().map(|tokens| engine.submit(tokens, ticket.clone()));
             let pending: Vec<Pending> = pending.collect::<Result<_, _>>()?;
             Ok::<_, PredictError>((prompts, pending))
@@ -129,13 +130,7 @@ impl TokenInput {
 
 impl TokenBinding {
     pub(super) fn new(max_length: usize, pad_token_id: i64) -> Self {
-        Self {
-            max_length,
-            pad_token_id,
-            inputs: Vec::new(),
-            batch_size: None,
-            sequence_length: None,
-        }
+        Self { max_length, pad_token_id, inputs: Vec::new(), batch_size: None, sequence_length: None }
     }
 }
 
@@ -149,7 +144,11 @@ impl Binding for TokenBinding {
             let input = known.into_iter().find(|input| input.name() == spec.name);
             bound.inputs.push(input.ok_or_else(|| format!("has an input '{}', which text does not fill", spec.name))?);
             let [batch_size, sequence_length] = spec.shape[..] else {
-                return Err(format!("input '{}' has {} dimensions, not [batch, sequence]", spec.name, spec.shape.len()));
+                return Err(format!(
+                    "input '{}' has {} dimensions, not [batch, sequence]",
+                    spec.name,
+                    spec.shape.len()
+                ));
             };
             (bound.batch_size, bound.sequence_length) = (batch_size, sequence_length);
         }

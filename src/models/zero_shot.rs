@@ -42,7 +42,11 @@ pub type PlacedError = (Option<usize>, PredictError);
 
 impl ZeroShotClassifier {
     /// Opens and warms both graphs and starts their workers. `Err` also if the folder is no dual encoder's.
-    pub(super) fn start(context: &LoadContext, folder: ModelFolder, settings: &ModelSettings) -> Result<Self, LoadError> {
+    pub(super) fn start(
+        context: &LoadContext,
+        folder: ModelFolder,
+        settings: &ModelSettings,
+    ) -> Result<Self, LoadError> {
         let FolderContent::DualEncoder {
             vision_graph,
             text_graph,
@@ -63,12 +67,8 @@ impl ZeroShotClassifier {
             output: "image_embeds",
             settings,
         };
-        let text_source = EngineSource {
-            graph: "text_model",
-            file: &text_graph,
-            output: "text_embeds",
-            ..vision_source
-        };
+        let text_source =
+            EngineSource { graph: "text_model", file: &text_graph, output: "text_embeds", ..vision_source };
         let vision = ImageEncoder::start(context, &vision_source, folder.processor, metrics.clone())?;
         let binding = TokenBinding::new(max_text_length, pad_token_id);
         let text = TextEncoder::start(context, &text_source, *tokenizer, &binding, metrics.clone())?;
@@ -78,13 +78,7 @@ impl ZeroShotClassifier {
             let problem = format!("{folder}: image embeddings have {image_width} values, text embeddings {text_width}");
             return Err(RuntimeError::Graph(problem).into());
         }
-        Ok(Self {
-            name: folder.name,
-            metrics,
-            vision,
-            text,
-            logit_scale,
-        })
+        Ok(Self { name: folder.name, metrics, vision, text, logit_scale })
     }
 
     /// The labels of each image, best first. Images and prompts are computed side by side.
@@ -123,10 +117,10 @@ impl ZeroShotClassifier {
     ) -> Result<Vec<Embedding>, PredictError> {
         let prompts = question.templates.prompts(&question.labels);
         let embeddings = self.text.embed(pool, &prompts, ticket).await?;
-        if question.templates.len() == 1 {
+        if question.templates.count() == 1 {
             return Ok(embeddings);
         }
-        Ok(embeddings.chunks(question.templates.len()).map(mean_direction).collect())
+        Ok(embeddings.chunks(question.templates.count()).map(mean_direction).collect())
     }
 
     /// Both graphs.

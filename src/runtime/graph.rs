@@ -92,7 +92,9 @@ impl Graph {
     pub fn inspect(runtime: &Runtime, path: &Path) -> Result<Vec<TensorSpec>, RuntimeError> {
         let unreadable = |error: ort::Error| RuntimeError::Graph(format!("{}: {error}", path.display()));
         let mut builder = Session::builder(&runtime.environment)
-            .and_then(|builder| Ok(builder.with_optimization_level(GraphOptimizationLevel::Disable)?.with_intra_threads(1)?))
+            .and_then(|builder| {
+                Ok(builder.with_optimization_level(GraphOptimizationLevel::Disable)?.with_intra_threads(1)?)
+            })
             .map_err(unreadable)?;
         specs(builder.commit_from_file(path).map_err(unreadable)?.inputs(), path)
     }
@@ -163,10 +165,7 @@ fn dispatch(options: &SessionOptions) -> Vec<ExecutionProviderDispatch> {
         ExecutionProvider::Cuda => vec![cuda(options)],
         // What TensorRT cannot compile goes to CUDA, not to the CPU.
         ExecutionProvider::TensorRt => {
-            let fallback = SessionOptions {
-                provider: ExecutionProvider::Cuda,
-                ..options.clone()
-            };
+            let fallback = SessionOptions { provider: ExecutionProvider::Cuda, ..options.clone() };
             let tensorrt = configured(ep::TensorRT::default(), options).build().error_on_failure();
             vec![tensorrt, cuda(&fallback)]
         }
@@ -191,7 +190,9 @@ fn specs(outlets: &[Outlet], path: &Path) -> Result<Vec<TensorSpec>, RuntimeErro
 fn to_value(tensor: Tensor, element_type: TensorElementType) -> Result<DynValue, ort::Error> {
     use ort::value::Tensor as OrtTensor;
     Ok(match (tensor, element_type) {
-        (Tensor::F32(array), TensorElementType::Float16) => OrtTensor::from_array(array.mapv(f16::from_f32))?.into_dyn(),
+        (Tensor::F32(array), TensorElementType::Float16) => {
+            OrtTensor::from_array(array.mapv(f16::from_f32))?.into_dyn()
+        }
         (Tensor::F32(array), _) => OrtTensor::from_array(array)?.into_dyn(),
         // Token ids are far below 2³¹.
         (Tensor::I64(array), TensorElementType::Int32) => OrtTensor::from_array(array.mapv(|id| id as i32))?.into_dyn(),

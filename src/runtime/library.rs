@@ -45,17 +45,10 @@ impl Runtime {
             ))
         };
         let builder = ort::init_from(library).map_err(|error| unusable(error.to_string()))?;
-        let environment = builder
-            .with_name("ocelli")
-            .with_telemetry(false)
-            .build()
-            .map_err(|error| unusable(error.to_string()))?;
+        let environment =
+            builder.with_name("ocelli").with_telemetry(false).build().map_err(|error| unusable(error.to_string()))?;
         let providers = ExecutionProvider::ALL.into_iter().filter(|&provider| built_with(provider)).collect();
-        Ok(Self {
-            environment,
-            library: library.to_path_buf(),
-            providers,
-        })
+        Ok(Self { environment, library: library.to_path_buf(), providers })
     }
 }
 
@@ -98,7 +91,8 @@ fn search_folders() -> Vec<PathBuf> {
     let beside = executable.parent().into_iter().flat_map(|folder| [folder.to_path_buf(), folder.join("lib")]);
     let working = std::env::current_dir().into_iter();
     let above = executable.ancestors().skip(1).map(Path::to_path_buf);
-    let mut folders: Vec<PathBuf> = beside.chain(working.chain(above).map(|folder| folder.join(SETUP_FOLDER))).collect();
+    let mut folders: Vec<PathBuf> =
+        beside.chain(working.chain(above).map(|folder| folder.join(SETUP_FOLDER))).collect();
     folders.dedup();
     folders
 }

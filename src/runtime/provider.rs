@@ -75,7 +75,9 @@ impl ExecutionProvider {
             (_, Precision::F32) | (Self::OpenVino, Precision::Bf16) | (Self::TensorRt, _) => None,
             (Self::Cpu, _) => Some("the cpu provider computes in f32; openvino offers bf16"),
             (Self::OpenVino, Precision::F16) => Some("openvino on a CPU offers f32 and bf16"),
-            (Self::Cuda, _) => Some("the cuda provider computes a graph in its own precision; tensorrt offers f16 and bf16"),
+            (Self::Cuda, _) => {
+                Some("the cuda provider computes a graph in its own precision; tensorrt offers f16 and bf16")
+            }
         }
     }
 }
@@ -131,10 +133,9 @@ impl SessionOptions {
     pub(super) fn provider_options(&self) -> Vec<(&'static str, String)> {
         match self.provider {
             ExecutionProvider::Cpu => Vec::new(),
-            ExecutionProvider::OpenVino => vec![
-                ("device_type", "CPU".to_owned()),
-                ("load_config", self.openvino_config()),
-            ],
+            ExecutionProvider::OpenVino => {
+                vec![("device_type", "CPU".to_owned()), ("load_config", self.openvino_config())]
+            }
             ExecutionProvider::Cuda => vec![
                 ("device_id", self.device_id.to_string()),
                 // TF32 rounds the mantissa to 10 bits, which f32 does not promise.

@@ -17,9 +17,7 @@ impl EmbeddingCache {
     /// A cache of at most `capacity` prompts.
     pub fn new(capacity: usize) -> Self {
         let capacity = NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN);
-        Self {
-            entries: Mutex::new(LruCache::new(capacity)),
-        }
+        Self { entries: Mutex::new(LruCache::new(capacity)) }
     }
 
     /// The embeddings of `prompts`, `None` for those not here.

@@ -22,7 +22,7 @@ impl Templates {
     }
 
     /// How many prompts a label gives.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.0.len()
     }
 

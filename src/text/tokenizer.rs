@@ -28,17 +28,13 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::TooLong`], [`TextError::Tokenizer`].
     pub fn encode(&self, prompt: &str) -> Result<Vec<i64>, TextError> {
-        let encoding = self.inner.encode_fast(prompt, true).map_err(|error| TextError::Tokenizer {
-            prompt: beginning(prompt),
-            cause: error.to_string(),
-        })?;
+        let encoding = self
+            .inner
+            .encode_fast(prompt, true)
+            .map_err(|error| TextError::Tokenizer { prompt: beginning(prompt), cause: error.to_string() })?;
         let ids = encoding.get_ids();
         if ids.len() > self.max_length {
-            return Err(TextError::TooLong {
-                prompt: beginning(prompt),
-                tokens: ids.len(),
-                limit: self.max_length,
-            });
+            return Err(TextError::TooLong { prompt: beginning(prompt), tokens: ids.len(), limit: self.max_length });
         }
         Ok(ids.iter().copied().map(i64::from).collect())
     }

@@ -82,9 +82,9 @@ fn compare(golden: &Golden, case: &Value, tensor: &ImageTensor) -> Option<String
     }
     let ours: Vec<u8> = tensor.iter().flat_map(|value| value.to_le_bytes()).collect();
     if let Some(hash) = case["fnv1a"].as_str() {
-        let fnv1a = ours.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-        });
+        let fnv1a = ours
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
         return (hash != format!("{fnv1a:016x}")).then(|| format!("{name}: another hash"));
     }
     let wanted = golden.bytes(case, ours.len()).as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));

@@ -1,0 +1,100 @@
+//! The program's commands as a user types them.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::harness::{RED, fixtures, models_dir, picture};
+
+fn ocelli(models: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ocelli"));
+    command
+        .args(["--device", "cpu", "--models-dir"])
+        .arg(models)
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    command.output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn classify_prints_labels_for_files_and_counts_what_fails() {
+    let models = models_dir(&["tiny-classifier", "tiny-clip"]);
+    let red = models.path().join("red.png");
+    std::fs::write(&red, picture(RED)).unwrap();
+    let red = red.to_str().unwrap();
+    let output = ocelli(models.path(), &["classify", red, "--top-k", "2"]);
+    let lines: Vec<String> = text(&output.stdout).lines().map(str::to_owned).collect();
+    assert_eq!(lines.len(), 3, "{output:?}");
+    assert!(lines[0] == red && lines[1].ends_with("  red"), "{lines:?}");
+    let output = ocelli(
+        models.path(),
+        &["classify", "--json", "--labels", "green", "red", "--template", "a photo of a {}", "--", red],
+    );
+    let line: serde_json::Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+    assert_eq!(line["predictions"][0]["label"], "red");
+    let output = ocelli(models.path(), &["classify", "/nowhere.png", red]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("/nowhere.png: ") && text(&output.stdout).contains("  red"), "{output:?}");
+}
+
+#[test]
+fn models_tells_what_is_there_and_what_is_wrong() {
+    let models = models_dir(&["tiny-classifier"]);
+    let output = ocelli(models.path(), &["models"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(text(&output.stdout).starts_with("tiny-classifier: ready\n"), "{output:?}");
+    std::fs::create_dir(models.path().join("empty")).unwrap();
+    let output = ocelli(models.path(), &["models"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("empty: failed\n  wrong      config.json: is missing"), "{output:?}");
+}
+
+#[test]
+fn mistakes_of_configuration_are_reported_all_at_once() {
+    let output =
+        ocelli(&fixtures().join("models"), &["serve", "--max-images", "0", "--precision", "f8", "--listen", "here"]);
+    assert_eq!(output.status.code(), Some(2));
+    let error = text(&output.stderr);
+    for expected in ["the configuration has 3 mistake(s)", "max_images: ", "precision: ", "listen: "] {
+        assert!(error.contains(expected), "'{expected}' is not in:\n{error}");
+    }
+}
+
+#[test]
+fn a_library_that_is_missing_or_is_none_says_what_to_run() {
+    let models = models_dir(&["tiny-classifier"]);
+    let not_a_library = models.path().join("libonnxruntime.so");
+    std::fs::write(&not_a_library, "text").unwrap();
+    for library in ["/nowhere", not_a_library.to_str().unwrap()] {
+        let output = ocelli(models.path(), &["models", "--onnxruntime", library]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let error = text(&output.stderr);
+        assert!(error.contains(library), "{error}");
+    }
+}
+
+#[test]
+fn settings_come_from_variables_and_files_too() {
+    let models = models_dir(&["tiny-classifier"]);
+    let file = models.path().join("ocelli.toml");
+    std::fs::write(&file, "max_batch_size = 2\n[models.tiny-classifier]\ninstances = 2\n").unwrap();
+    let run = |variables: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ocelli"));
+        command.args(["models", "--device", "cpu", "--models-dir"]).arg(models.path()).arg("--config").arg(&file);
+        let output = command.envs(variables.iter().copied()).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+        text(&output.stdout)
+    };
+    assert!(run(&[]).contains("2 instance(s)") && run(&[]).contains("batches up to 2"), "{}", run(&[]));
+    let with_variable = run(&[("OCELLI_MAX_BATCH_SIZE", "3")]);
+    assert!(with_variable.contains("batches up to 3"), "a variable beats the file: {with_variable}");
+}
+
+#[test]
+fn the_openapi_command_prints_the_committed_document() {
+    let output = Command::new(env!("CARGO_BIN_EXE_ocelli")).arg("openapi").output().unwrap();
+    let committed = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.yaml")).unwrap();
+    assert_eq!(text(&output.stdout), committed);
+}

@@ -1,0 +1,113 @@
+//! `GET /v1/models`, and the kinds of graphs that folders hold.
+
+use std::sync::mpsc;
+
+use ocelli::models::ModelState;
+use ocelli::runtime::{ExecutionProvider, Precision};
+use serde_json::json;
+
+use crate::harness::{BLUE, GREEN, PATIENCE, RED, Server, config, models_dir, picture, providers};
+
+#[test]
+fn a_model_tells_how_it_is_really_run() {
+    let server = Server::start(&["tiny-classifier", "tiny-clip"]);
+    let list = server.get_json("/v1/models").json;
+    let names: Vec<_> = list["models"].as_array().unwrap().iter().map(|model| model["name"].clone()).collect();
+    assert_eq!(names, ["tiny-classifier", "tiny-clip"]);
+    let model = server.get_json("/v1/models/tiny-classifier").json;
+    assert_eq!(model, list["models"][0]);
+    assert_eq!(model["state"], "ready");
+    assert_eq!(model["task"], "image-classification");
+    assert_eq!(model["labels"], json!(["red", "green", "blue", "gray, or grey"]));
+    assert_eq!(model["input_size"], json!({"height": 8, "width": 8}));
+    assert_eq!(model["function_to_apply"], "softmax");
+    let graph = &model["graphs"][0];
+    assert_eq!((&graph["provider"], &graph["precision"]), (&json!("cpu"), &json!("f32")));
+    assert_eq!(graph["batch_sizes_warmed"], json!([1, 2, 3, 4, 5, 6, 7, 8]));
+    assert_eq!(graph["sha256"].as_str().unwrap().len(), 64);
+    assert_eq!(graph["file"], "model.onnx");
+    let dual = server.get_json("/v1/models/tiny-clip").json;
+    assert_eq!(dual["task"], "zero-shot-image-classification");
+    assert_eq!(dual["graphs"].as_array().unwrap().len(), 2);
+    assert_eq!((&dual["logit_scale"], &dual["max_text_length"]), (&json!(20.0), &json!(16)));
+}
+
+#[test]
+fn every_kind_of_classifier_graph_gives_the_same_answers() {
+    let kinds = ["tiny-classifier", "tiny-fixed-batch", "tiny-fp16", "tiny-outputs", "tiny-external", "tiny-fragile"];
+    let server = Server::start(&kinds);
+    for model in kinds {
+        for (colour, label) in [(RED, "red"), (GREEN, "green"), (BLUE, "blue")] {
+            let ask = |model: &str| {
+                server.post_image(&format!("/v1/classify?model={model}&function_to_apply=none"), picture(colour))
+            };
+            let (answer, reference) = (ask(model), ask("tiny-classifier"));
+            assert_eq!((answer.status, answer.top_label()), (200, label), "{model}: {answer:?}");
+            let difference = (answer.score(label) - reference.score(label)).abs();
+            assert!(difference < 0.02, "{model}: logits differ by {difference}");
+        }
+    }
+    let fixed = server.get_json("/v1/models/tiny-fixed-batch").json;
+    assert_eq!(fixed["graphs"][0]["batch_sizes_warmed"], json!([1]));
+}
+
+#[test]
+fn a_graph_in_a_folder_of_its_own_is_found() {
+    let server = Server::start(&["tiny-onnx-subfolder"]);
+    assert_eq!(server.state_of("tiny-onnx-subfolder"), "ready");
+    assert_eq!(server.get_json("/v1/models/tiny-onnx-subfolder").json["graphs"][0]["file"], "onnx/model.onnx");
+}
+
+#[test]
+fn a_graph_fixed_at_one_image_serves_many_at_a_time() {
+    let server = Server::start(&["tiny-fixed-batch"]);
+    std::thread::scope(|scope| {
+        for (colour, label) in [(RED, "red"), (GREEN, "green"), (BLUE, "blue"), (RED, "red")] {
+            let server = &server;
+            scope.spawn(move || assert_eq!(server.post_image("/v1/classify", picture(colour)).top_label(), label));
+        }
+    });
+}
+
+#[test]
+fn several_instances_share_one_queue() {
+    let server = Server::start_with(&["tiny-classifier"], |config| config.model_defaults.instances = 3);
+    assert_eq!(server.get_json("/v1/models/tiny-classifier").json["graphs"][0]["instances"], 3);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| server.assert_serves());
+        }
+    });
+}
+
+#[test]
+fn a_provider_that_was_named_and_cannot_be_used_stops_the_start() {
+    for (device, precision, message) in [
+        (ExecutionProvider::Cuda, None, "the execution provider cuda is not in"),
+        (ExecutionProvider::Cpu, Some(Precision::Bf16), "precision bf16 cannot be had"),
+    ] {
+        let folder = models_dir(&["tiny-classifier"]);
+        let mut config = config(folder.path());
+        config.model_defaults.device = Some(device);
+        config.model_defaults.precision = precision.or(Some(Precision::F32));
+        let mut server = Server::spawn(config, folder, |_| {});
+        let error = server.join().unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[test]
+fn auto_takes_a_provider_of_the_library_and_says_which() {
+    let folder = models_dir(&["tiny-classifier"]);
+    let mut config = config(folder.path());
+    config.model_defaults.device = None;
+    config.model_defaults.precision = None;
+    let (ready, infos) = mpsc::channel();
+    let server = Server::spawn(config, folder, move |registry| ready.send(registry.infos()).unwrap());
+    let infos = infos.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(infos[0].state, ModelState::Ready, "{:?}", infos[0].reason);
+    let [(provider, precision)] = providers(&infos[0])[..] else { panic!("one graph") };
+    assert_eq!(provider.refuses(precision), None);
+    assert!(infos[0].graphs[0].provider_reason.starts_with("auto: "));
+    server.assert_serves();
+}

@@ -64,6 +64,12 @@ pub const KEYS: &[Key] = &[
         "auto",
         "Arithmetic: auto, f32, bf16 or f16. f32 always gives the reference's answers.",
     ),
+    model_key(
+        "variant",
+        "NAME",
+        "",
+        "Which graph of a folder with several: fp16, int8, quantized, …; by default the plain one, or fp16 for precision f16.",
+    ),
     model_key("max_batch_size", "N", "8", "Most images (or prompts) that one inference run takes."),
     model_key(
         "max_queue_delay_ms",

@@ -60,6 +60,8 @@ pub struct ModelSettings {
     pub device_id: u32,
     /// `None`: the server chooses.
     pub precision: Option<Precision>,
+    /// Suffix of the graph's file, as in `model_fp16.onnx`; `None`: the plain graph, or what the precision asks for.
+    pub variant: Option<String>,
     /// When a batch is due.
     pub batch_policy: BatchPolicy,
     /// Most jobs that may wait.
@@ -214,6 +216,7 @@ impl ModelSettings {
                     .map(Some)
                     .ok_or_else(|| format!("must be auto, {}", Precision::ALL.map(Precision::name).join(", "))),
             }),
+            variant: reader.optional("variant"),
             batch_policy: BatchPolicy {
                 max_batch_size: reader.at_least_one("max_batch_size"),
                 max_queue_delay: reader.milliseconds("max_queue_delay_ms"),

@@ -45,7 +45,7 @@ impl Classifier {
     ) -> Result<Self, LoadError> {
         let metrics = context.metrics.model(&parts.name);
         let source =
-            EngineSource { model: &parts.name, graph: "model", file: graph, folder, output: "logits", settings };
+            EngineSource { model: &parts.name, graph: "model", file: graph, folder, outputs: &["logits"], settings };
         let encoder = ImageEncoder::start(context, &source, parts.processor, metrics.clone())?;
         let width = encoder.engine.output_width;
         let labels = parts.labels.unwrap_or_else(|| (0..width).map(|index| format!("LABEL_{index}")).collect());

@@ -1,25 +1,28 @@
 //! A graph at work: opened on a provider, warmed, behind its queue, with its workers.
 
+use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use ndarray::{Array2, Axis};
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
 use super::{LoadContext, LoadError, Stop, Ticket};
 use crate::batching::{Answer, BatchQueue, InferenceError, Job, Model, Straggler, Worker};
 use crate::config::ModelSettings;
-use crate::runtime::{ExecutionProvider, Graph, Precision, RuntimeError, SessionOptions, Tensor, TensorSpec};
+use crate::runtime::{ExecutionProvider, Graph, OnnxFile, Precision, RuntimeError, SessionOptions, Tensor, TensorSpec};
 
 /// How a graph takes a batch of one kind of item. Made once a graph's inputs are known.
 pub(super) trait Binding: Clone + Send + Sync + 'static {
     /// What the queue holds.
     type Item: Clone + Send + 'static;
 
-    /// Finds the inputs that such items go to.
+    /// Finds the inputs that such items go to, and what fills those of the other encoder in a combined graph.
     fn bind(&self, inputs: &[TensorSpec]) -> Result<Self, String>;
     /// The batch size that the graph insists on, if it does.
     fn fixed_batch_size(&self) -> Option<usize>;
@@ -71,6 +74,8 @@ pub struct GraphInfo {
     pub nodes_on_cpu: usize,
     /// The arithmetic.
     pub precision: Precision,
+    /// How many weights are stored in each element type, by ONNX's names.
+    pub parameters: BTreeMap<&'static str, u64>,
     /// Sessions, each with a worker thread.
     pub instances: usize,
     /// Inference threads per session.
@@ -100,8 +105,8 @@ pub(super) struct EngineSource<'a> {
     pub(super) file: &'a Path,
     /// The model's folder.
     pub(super) folder: &'a Path,
-    /// The output to read.
-    pub(super) output: &'static str,
+    /// The output to read, by its names in falling precedence.
+    pub(super) outputs: &'static [&'static str],
     /// How to run it.
     pub(super) settings: &'a ModelSettings,
 }
@@ -110,7 +115,8 @@ impl<B: Binding> Engine<B> {
     /// Opens and warms the sessions one after the other and starts their workers.
     pub(super) fn start(context: &LoadContext, source: &EngineSource<'_>, binding: &B) -> Result<Self, LoadError> {
         let started = Instant::now();
-        let sha256 = super::registry::content_hash(source.file)
+        let file = OnnxFile::read(source.file)?;
+        let sha256 = content_hash(source.file, &file)
             .map_err(|error| LoadError::System(format!("{}: {error}", source.file.display())))?;
         let (opener, first) = Opener::choose(context, source, binding)?;
         let (nodes, nodes_on_cpu) = first.model.graph.node_counts();
@@ -126,6 +132,7 @@ impl<B: Binding> Engine<B> {
             nodes,
             nodes_on_cpu,
             precision: opener.options.precision,
+            parameters: file.parameters,
             instances: settings.instances,
             threads: settings.threads,
             batch_sizes_warmed: first.batch_sizes.clone(),
@@ -211,7 +218,7 @@ struct Opener<B: Binding> {
     context: LoadContext,
     binding: B,
     file: std::path::PathBuf,
-    output: &'static str,
+    outputs: &'static [&'static str],
     options: SessionOptions,
     reason: String,
 }
@@ -233,7 +240,7 @@ impl<B: Binding> Opener<B> {
                 context: context.clone(),
                 binding: binding.clone(),
                 file: source.file.to_path_buf(),
-                output: source.output,
+                outputs: source.outputs,
                 options: SessionOptions {
                     provider,
                     precision: settings.precision.unwrap_or_else(|| provider.default_precision()),
@@ -312,15 +319,17 @@ impl<B: Binding> Opener<B> {
     /// The output by its name; a graph with one output may call it what it likes.
     fn find_output(&self, graph: &Graph) -> Result<String, LoadError> {
         let outputs = graph.outputs();
-        if let Some(output) = outputs.iter().find(|output| output.name == self.output) {
-            return Ok(output.name.clone());
+        let named = |name: &&&str| outputs.iter().any(|output| output.name == **name);
+        if let Some(name) = self.outputs.iter().find(named) {
+            return Ok((*name).to_owned());
         }
+        let expected = self.outputs.join("' or '");
         if let [only] = outputs {
-            tracing::info!(file = %self.file.display(), output = only.name, expected = self.output, "took the only output");
+            tracing::info!(file = %self.file.display(), output = only.name, expected, "took the only output");
             return Ok(only.name.clone());
         }
         let names: Vec<_> = outputs.iter().map(|output| output.name.as_str()).collect();
-        let (file, expected) = (self.file.display(), self.output);
+        let file = self.file.display();
         Err(RuntimeError::Graph(format!("{file}: has no output '{expected}', but {}", names.join(", "))).into())
     }
 }
@@ -349,5 +358,41 @@ fn reason(settings: &ModelSettings, failures: &[(&str, LoadError)]) -> String {
                 failures.iter().map(|(provider, error)| format!("{provider} failed ({error})")).collect();
             format!("auto: {}", failed.join("; "))
         }
+    }
+}
+
+/// SHA-256 over a graph's file and its external data, in the order of their names.
+fn content_hash(graph: &Path, file: &OnnxFile) -> std::io::Result<String> {
+    let external = file.external_data.iter().map(|name| graph.parent().unwrap_or(Path::new("")).join(name));
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    for path in std::iter::once(graph.to_path_buf()).chain(external) {
+        let mut reader = std::fs::File::open(path)?;
+        loop {
+            let length = reader.read(&mut buffer)?;
+            if length == 0 {
+                break;
+            }
+            hasher.update(&buffer[..length]);
+        }
+    }
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_covers_external_data() {
+        let folder = tempfile::tempdir().unwrap();
+        let graph = folder.path().join("model.onnx");
+        std::fs::write(&graph, "graph").unwrap();
+        let mut file = OnnxFile::default();
+        let alone = content_hash(&graph, &file).unwrap();
+        assert_eq!(alone.len(), 64);
+        std::fs::write(folder.path().join("weights"), "weights").unwrap();
+        file.external_data.insert("weights".into());
+        assert_ne!(content_hash(&graph, &file).unwrap(), alone);
     }
 }

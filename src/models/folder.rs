@@ -6,6 +6,9 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::Padding;
+use super::graph_files::GraphFiles;
+use crate::config::ModelSettings;
 use crate::postprocess::FunctionToApply;
 use crate::preprocess::ImageProcessor;
 use crate::text::Tokenizer;
@@ -71,29 +74,38 @@ pub enum FolderContent {
         /// What turns logits into scores by default.
         function_to_apply: FunctionToApply,
     },
-    /// Two graphs, `pixel_values` to `image_embeds` and `input_ids` to `text_embeds`.
-    DualEncoder {
-        /// The image encoder's file.
-        vision_graph: PathBuf,
-        /// The text encoder's file.
-        text_graph: PathBuf,
-        /// Of the text encoder.
-        tokenizer: Box<Tokenizer>,
-        /// Most tokens of a prompt, special ones included.
-        max_text_length: usize,
-        /// Token that fills a batch up.
-        pad_token_id: i64,
-        /// The factor between cosines and logits itself (CLIP: 100), not its logarithm.
-        logit_scale: f32,
-    },
+    /// `pixel_values` to `image_embeds` and `input_ids` to `text_embeds`.
+    DualEncoder(Box<DualEncoderFolder>),
+}
+
+/// A dual encoder's folder: CLIP, SigLIP and what has their interface.
+pub struct DualEncoderFolder {
+    /// The image encoder's file.
+    pub vision_graph: PathBuf,
+    /// The text encoder's file; the same one if both are in one graph.
+    pub text_graph: PathBuf,
+    /// A graph that holds both encoders and their scale.
+    pub combined_graph: Option<PathBuf>,
+    /// Of the text encoder.
+    pub tokenizer: Tokenizer,
+    /// Most tokens of a prompt, special ones included.
+    pub max_text_length: usize,
+    /// How short prompts are filled up.
+    pub padding: Padding,
+    /// The factor between cosines and logits itself (CLIP: 100), not its logarithm; `None`: the combined graph has it.
+    pub logit_scale: Option<f32>,
+    /// What is added to logits (SigLIP); `None`: nothing, or the combined graph has it.
+    pub logit_bias: Option<f32>,
+    /// What turns logits into scores: softmax over the labels, or SigLIP's sigmoid of each.
+    pub function_to_apply: FunctionToApply,
 }
 
 impl ModelFolder {
-    /// Reads the folder at `path`.
+    /// Reads the folder at `path`; `settings` say which of several graphs to take.
     ///
     /// # Errors
     /// The first thing that is missing or wrong, with its file and key.
-    pub fn open(path: &Path) -> Result<Self, FolderError> {
+    pub fn open(path: &Path, settings: &ModelSettings) -> Result<Self, FolderError> {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let config = read_json(path, "config.json")?.ok_or_else(|| {
             FolderError::new("config.json", "is missing; `optimum-cli export onnx` writes it beside the graph")
@@ -105,7 +117,7 @@ impl ModelFolder {
             path: path.to_path_buf(),
             architecture: architecture.unwrap_or("unknown").to_owned(),
             processor: read_processor(path, model_type)?,
-            content: read_content(path, &config, model_type)?,
+            content: read_content(path, &config, model_type, settings)?,
         })
     }
 
@@ -113,87 +125,104 @@ impl ModelFolder {
     pub fn task(&self) -> Task {
         match self.content {
             FolderContent::Classifier { .. } => Task::ImageClassification,
-            FolderContent::DualEncoder { .. } => Task::ZeroShotImageClassification,
-        }
-    }
-
-    /// The graphs' files.
-    pub fn graphs(&self) -> Vec<&Path> {
-        match &self.content {
-            FolderContent::Classifier { graph, .. } => vec![graph],
-            FolderContent::DualEncoder { vision_graph, text_graph, .. } => vec![vision_graph, text_graph],
+            FolderContent::DualEncoder(_) => Task::ZeroShotImageClassification,
         }
     }
 }
 
-fn read_content(path: &Path, config: &Value, model_type: Option<&str>) -> Result<FolderContent, FolderError> {
-    let graph = |file: &str| [path.join(file), path.join("onnx").join(file)].into_iter().find(|path| path.is_file());
-    match (graph("vision_model.onnx"), graph("text_model.onnx"), graph("model.onnx")) {
-        (Some(vision_graph), Some(text_graph), _) => {
-            read_dual_encoder(path, config, model_type, vision_graph, text_graph)
-        }
-        (Some(_), None, None) => Err(FolderError::new("text_model.onnx", "is missing beside vision_model.onnx")),
-        (None, Some(_), None) => Err(FolderError::new("vision_model.onnx", "is missing beside text_model.onnx")),
-        (_, _, Some(graph)) if config.get("text_config").is_some() => Err(FolderError::new(
-            &graph.strip_prefix(path).unwrap_or(&graph).display().to_string(),
-            "holds an image and a text encoder in one graph; export them as vision_model.onnx and text_model.onnx",
-        )),
-        (_, _, Some(graph)) => {
+fn read_content(
+    path: &Path,
+    config: &Value,
+    model_type: Option<&str>,
+    settings: &ModelSettings,
+) -> Result<FolderContent, FolderError> {
+    let (vision, text, combined) = match GraphFiles::find(path, settings)? {
+        GraphFiles::Split { vision, text, combined } => (vision, text, combined),
+        GraphFiles::Single(graph) if config.get("text_config").is_some() => (graph.clone(), graph.clone(), Some(graph)),
+        GraphFiles::Single(graph) => {
             let labels = read_labels(config)?;
             let function_to_apply = default_function(config, labels.as_ref().map(Vec::len));
-            Ok(FolderContent::Classifier { graph, labels, function_to_apply })
+            return Ok(FolderContent::Classifier { graph, labels, function_to_apply });
         }
-        (None, None, None) => Err(FolderError::new(
-            "model.onnx",
-            "is missing; a folder holds model.onnx, or vision_model.onnx and text_model.onnx, at its top or in onnx/",
-        )),
-    }
+    };
+    read_dual_encoder(path, config, model_type, (vision, text, combined))
 }
 
 fn read_dual_encoder(
     path: &Path,
     config: &Value,
     model_type: Option<&str>,
-    vision_graph: PathBuf,
-    text_graph: PathBuf,
+    (vision_graph, text_graph, combined_graph): (PathBuf, PathBuf, Option<PathBuf>),
 ) -> Result<FolderContent, FolderError> {
-    if model_type.is_some_and(|name| name.starts_with("siglip")) {
-        let problem = "model_type: siglip scores with a sigmoid and a bias, which this version does not do";
-        return Err(FolderError::new("config.json", problem));
-    }
-    let logit_scale = config.get("logit_scale").and_then(Value::as_f64).ok_or_else(|| {
-        FolderError::new(
+    let siglip = model_type.is_some_and(|name| name.starts_with("siglip"));
+    let number = |key: &str| match config.get(key).filter(|value| !value.is_null()) {
+        None => Ok(None),
+        Some(value) => match value.as_f64().map(|number| number as f32).filter(|number| number.is_finite()) {
+            Some(number) => Ok(Some(number)),
+            None => Err(FolderError::new("config.json", format!("{key} must be a number, not {value}"))),
+        },
+    };
+    let (logit_scale, logit_bias) = (number("logit_scale")?, number("logit_bias")?);
+    if logit_scale.is_some_and(|scale| scale <= 0.0) {
+        return Err(FolderError::new(
             "config.json",
-            "logit_scale is missing: the factor between cosines and logits, which split graphs do not hold \
-             (100 for OpenAI's CLIP; the exponential of the checkpoint's parameter)",
-        )
-    })?;
-    if !(logit_scale.is_finite() && logit_scale > 0.0) {
-        return Err(FolderError::new("config.json", "logit_scale must be above 0"));
+            "logit_scale must be above 0: the factor itself, not its logarithm",
+        ));
     }
+    if combined_graph.is_none() {
+        if logit_scale.is_none() {
+            let problem = "logit_scale is missing: the factor between cosines and logits, which split graphs do not hold (100 \
+                           for OpenAI's CLIP; the exponential of the checkpoint's parameter). scripts/export writes it";
+            return Err(FolderError::new("config.json", problem));
+        }
+        if siglip && logit_bias.is_none() {
+            let problem = "logit_bias is missing: what SigLIP adds to its logits, which split graphs do not hold";
+            return Err(FolderError::new("config.json", problem));
+        }
+    }
+    let max_text_length = read_max_text_length(path, config, model_type)?;
+    let json = std::fs::read(path.join("tokenizer.json"))
+        .map_err(|error| FolderError::new("tokenizer.json", format!("cannot be read: {error}")))?;
+    let tokenizer = Tokenizer::from_bytes(&json, max_text_length)
+        .map_err(|error| FolderError::new("tokenizer.json", format!("is no tokenizer: {error}")))?;
+    let pad_token_id = config.pointer("/text_config/pad_token_id").and_then(Value::as_i64);
+    Ok(FolderContent::DualEncoder(Box::new(DualEncoderFolder {
+        vision_graph,
+        text_graph,
+        combined_graph,
+        tokenizer,
+        max_text_length,
+        padding: Padding {
+            token_id: pad_token_id.unwrap_or(if siglip { 1 } else { 0 }),
+            // SigLIP pools the last position, so every prompt has to have as many.
+            to: if siglip { Some(max_text_length) } else { None },
+        },
+        logit_scale,
+        logit_bias,
+        function_to_apply: if siglip { FunctionToApply::Sigmoid } else { FunctionToApply::Softmax },
+    })))
+}
+
+/// The smaller of what the tokenizer and the text encoder take, special tokens included.
+fn read_max_text_length(path: &Path, config: &Value, model_type: Option<&str>) -> Result<usize, FolderError> {
     let tokenizer_config = read_json(path, "tokenizer_config.json")?.unwrap_or(Value::Null);
+    // Configs leave out what equals the default of transformers' CLIPTextConfig and SiglipTextConfig.
+    let default = match model_type {
+        Some("clip") => Some(77.0),
+        Some("siglip" | "siglip2") => Some(64.0),
+        _ => None,
+    };
     let lengths = [
         // "No limit" is written as 1e30 there.
         tokenizer_config.get("model_max_length").and_then(Value::as_f64).filter(|&length| length < 1e6),
-        config.pointer("/text_config/max_position_embeddings").and_then(Value::as_f64),
+        config.pointer("/text_config/max_position_embeddings").and_then(Value::as_f64).or(default),
     ];
-    let max_text_length = lengths.into_iter().flatten().fold(f64::INFINITY, f64::min);
-    if !(1.0..1e6).contains(&max_text_length) {
-        let problem = "model_max_length is missing, and text_config.max_position_embeddings in config.json too";
-        return Err(FolderError::new("tokenizer_config.json", problem));
+    let length = lengths.into_iter().flatten().fold(f64::INFINITY, f64::min);
+    if (1.0..1e6).contains(&length) {
+        return Ok(length as usize);
     }
-    let json = std::fs::read(path.join("tokenizer.json"))
-        .map_err(|error| FolderError::new("tokenizer.json", format!("cannot be read: {error}")))?;
-    let tokenizer = Tokenizer::from_bytes(&json, max_text_length as usize)
-        .map_err(|error| FolderError::new("tokenizer.json", format!("is no tokenizer: {error}")))?;
-    Ok(FolderContent::DualEncoder {
-        vision_graph,
-        text_graph,
-        tokenizer: Box::new(tokenizer),
-        max_text_length: max_text_length as usize,
-        pad_token_id: config.pointer("/text_config/pad_token_id").and_then(Value::as_i64).unwrap_or(0),
-        logit_scale: logit_scale as f32,
-    })
+    let problem = "model_max_length is missing, and text_config.max_position_embeddings in config.json too";
+    Err(FolderError::new("tokenizer_config.json", problem))
 }
 
 /// `processor_config.json["image_processor"]` if there, else `preprocessor_config.json`, at the top or in `onnx/`.
@@ -258,6 +287,10 @@ fn read_json(folder: &Path, file: &str) -> Result<Option<Value>, FolderError> {
 mod tests {
     use super::*;
 
+    fn settings() -> ModelSettings {
+        crate::config::Config::default().model_defaults
+    }
+
     fn fixture(name: &str) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(name)
     }
@@ -273,7 +306,7 @@ mod tests {
             Some(content) => std::fs::write(copy.path().join(file), content).unwrap(),
             None => std::fs::remove_file(copy.path().join(file)).unwrap(),
         }
-        match ModelFolder::open(copy.path()) {
+        match ModelFolder::open(copy.path(), &settings()) {
             Ok(_) => panic!("{name} with {file} = {content:?} was taken"),
             Err(error) => error.to_string(),
         }
@@ -281,21 +314,16 @@ mod tests {
 
     #[test]
     fn the_task_follows_from_the_files() {
-        let classifier = ModelFolder::open(&fixture("tiny-classifier")).unwrap();
+        let classifier = ModelFolder::open(&fixture("tiny-classifier"), &settings()).unwrap();
         assert_eq!(classifier.task(), Task::ImageClassification);
         assert_eq!(classifier.architecture, "ViTForImageClassification");
-        let dual = ModelFolder::open(&fixture("tiny-clip")).unwrap();
+        let dual = ModelFolder::open(&fixture("tiny-clip"), &settings()).unwrap();
         assert_eq!(dual.task(), Task::ZeroShotImageClassification);
-        let FolderContent::DualEncoder { max_text_length, logit_scale, .. } = dual.content else {
-            panic!("tiny-clip is a dual encoder");
-        };
-        assert_eq!((max_text_length, logit_scale), (16, 20.0));
-    }
-
-    #[test]
-    fn graphs_may_lie_in_a_folder_of_their_own() {
-        let folder = ModelFolder::open(&fixture("tiny-onnx-subfolder")).unwrap();
-        assert!(folder.graphs()[0].ends_with("onnx/model.onnx"));
+        let FolderContent::DualEncoder(dual) = dual.content else { panic!("tiny-clip is a dual encoder") };
+        assert_eq!((dual.max_text_length, dual.logit_scale, dual.logit_bias), (16, Some(20.0), None));
+        let combined = ModelFolder::open(&fixture("tiny-combined-clip"), &settings()).unwrap();
+        let FolderContent::DualEncoder(combined) = combined.content else { panic!("tiny-combined-clip is one too") };
+        assert!(combined.combined_graph.as_ref() == Some(&combined.text_graph) && combined.logit_scale.is_none());
     }
 
     #[test]
@@ -316,7 +344,7 @@ mod tests {
                 "tiny-classifier",
                 "config.json",
                 Some(r#"{"text_config": {}}"#),
-                "model.onnx: holds an image and a text encoder",
+                "tokenizer_config.json: model_max_length is missing",
             ),
             ("tiny-classifier", "model.onnx", None, "model.onnx: is missing"),
             ("tiny-classifier", "preprocessor_config.json", None, "preprocessor_config.json: is missing"),
@@ -325,7 +353,18 @@ mod tests {
             ("tiny-clip", "tokenizer.json", None, "tokenizer.json: cannot be read"),
             ("tiny-clip", "tokenizer.json", Some("{}"), "tokenizer.json: is no tokenizer"),
             ("tiny-clip", "config.json", Some(r#"{"model_type": "clip"}"#), "config.json: logit_scale is missing"),
-            ("tiny-clip", "config.json", Some(r#"{"model_type": "siglip"}"#), "siglip"),
+            (
+                "tiny-clip",
+                "config.json",
+                Some(r#"{"model_type": "siglip", "logit_scale": 9}"#),
+                "config.json: logit_bias is missing",
+            ),
+            (
+                "tiny-clip",
+                "config.json",
+                Some(r#"{"logit_scale": "100"}"#),
+                "logit_scale must be a number, not \"100\"",
+            ),
             ("tiny-clip", "config.json", Some(r#"{"logit_scale": -1.0}"#), "logit_scale must be above 0"),
         ] {
             let error = damaged(model, file, content);

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use ndarray::{Array4, Axis};
 
 use super::engine::{Binding, Engine, EngineSource};
+use super::text_encoder::{TokenBinding, constant_shape};
 use super::{LoadContext, LoadError, PredictError, Ticket, Timings};
 use crate::batching::InferenceError;
 use crate::cpu_pool::CpuPool;
@@ -31,7 +32,7 @@ impl ImageEncoder {
         metrics: ModelMetrics,
     ) -> Result<Self, LoadError> {
         let (height, width) = processor.output_size();
-        let binding = ImageBinding { height, width, input: String::new(), batch_size: None };
+        let binding = ImageBinding::new(height, width);
         Ok(Self {
             engine: Arc::new(Engine::start(context, source, &binding)?),
             processor: Arc::new(processor),
@@ -76,6 +77,21 @@ pub(super) struct ImageBinding {
     width: usize,
     input: String,
     batch_size: Option<usize>,
+    /// Constant inputs of the text encoder, where one graph holds both.
+    text: Vec<(String, Tensor)>,
+}
+
+impl ImageBinding {
+    fn new(height: usize, width: usize) -> Self {
+        Self { height, width, input: String::new(), batch_size: None, text: Vec::new() }
+    }
+
+    /// A black picture for `input`, to run the other encoder of a combined graph.
+    pub(super) fn constant(input: &TensorSpec, size: (usize, usize)) -> Result<Tensor, String> {
+        let binding = Self::new(size.0, size.1).bind(std::slice::from_ref(input))?;
+        let shape = (binding.batch_size.unwrap_or(1), 3, binding.height, binding.width);
+        Ok(Tensor::F32(Array4::zeros(shape).into_dyn()))
+    }
 }
 
 impl Binding for ImageBinding {
@@ -107,15 +123,18 @@ impl Binding for ImageBinding {
                 self.width
             ));
         }
-        Ok(Self { input: input.name.clone(), batch_size: input.shape[0], ..self.clone() })
+        let others = inputs.iter().filter(|other| other.name != input.name);
+        let text = others.map(|other| Ok((other.name.clone(), TokenBinding::constant(other)?)));
+        let text = text.collect::<Result<_, String>>()?;
+        Ok(Self { input: input.name.clone(), batch_size: input.shape[0], text, ..self.clone() })
     }
 
     fn fixed_batch_size(&self) -> Option<usize> {
         self.batch_size
     }
 
-    fn shape_range(&self, _input: &TensorSpec) -> (Vec<usize>, Vec<usize>) {
-        let shape = vec![3, self.height, self.width];
+    fn shape_range(&self, input: &TensorSpec) -> (Vec<usize>, Vec<usize>) {
+        let shape = constant_shape(&self.text, input).unwrap_or_else(|| vec![3, self.height, self.width]);
         (shape.clone(), shape)
     }
 
@@ -126,7 +145,8 @@ impl Binding for ImageBinding {
         for (mut place, image) in pixels.axis_iter_mut(Axis(0)).zip(batch) {
             place.assign(image);
         }
-        vec![(self.input.as_str(), Tensor::F32(pixels.into_dyn()))]
+        let text = self.text.iter().map(|(name, tensor)| (name.as_str(), tensor.clone()));
+        std::iter::once((self.input.as_str(), Tensor::F32(pixels.into_dyn()))).chain(text).collect()
     }
 
     fn samples(&self) -> Vec<ImageTensor> {
@@ -140,7 +160,7 @@ mod tests {
     use ort::value::TensorElementType;
 
     fn binding() -> ImageBinding {
-        ImageBinding { height: 4, width: 6, input: String::new(), batch_size: None }
+        ImageBinding::new(4, 6)
     }
 
     fn input(name: &str, shape: &[i64]) -> TensorSpec {
@@ -153,8 +173,14 @@ mod tests {
 
     #[test]
     fn inputs_are_bound_by_name_and_a_lone_one_by_any_name() {
-        let two = [input("mask", &[-1]), input("pixel_values", &[-1, 3, -1, -1])];
-        assert_eq!(binding().bind(&two).unwrap().input, "pixel_values");
+        let two = [input("input_ids", &[-1, -1]), input("pixel_values", &[-1, 3, -1, -1])];
+        let bound = binding().bind(&two).unwrap();
+        assert_eq!(bound.input, "pixel_values");
+        let stacked = bound.stack(&[ImageTensor::ones((3, 4, 6)), ImageTensor::ones((3, 4, 6))]);
+        let [("pixel_values", _), ("input_ids", Tensor::I64(ids))] = &stacked[..] else { panic!("wrong inputs") };
+        assert_eq!(ids.shape(), [1, 2], "the text encoder of a combined graph gets one short text");
+        let unknown = [input("pixel_values", &[-1, 3, -1, -1]), input("mask", &[-1])];
+        assert!(binding().bind(&unknown).is_err_and(|error| error.contains("'mask'")));
         assert_eq!(binding().bind(&[input("x", &[1, 3, 4, 6])]).unwrap().batch_size, Some(1));
         assert!(binding().bind(&[input("x", &[-1]), input("y", &[-1])]).is_err_and(|error| error.contains("but x, y")));
     }

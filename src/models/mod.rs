@@ -3,8 +3,10 @@
 mod classifier;
 mod engine;
 mod folder;
+mod graph_files;
 mod image_encoder;
 mod registry;
+mod scoring;
 mod text_encoder;
 mod zero_shot;
 
@@ -14,8 +16,9 @@ use std::time::{Duration, Instant};
 
 pub use classifier::Classifier;
 pub use engine::GraphInfo;
-pub use folder::{FolderError, ModelFolder, Task};
+pub use folder::{DualEncoderFolder, FolderContent, FolderError, ModelFolder, Task};
 pub use registry::{LoadedModel, LookupError, ModelInfo, ModelState, Registry, StopReport};
+pub use text_encoder::Padding;
 pub use zero_shot::{ZeroShotClassifier, ZeroShotQuestion};
 
 use crate::batching::{InferenceError, Permit, Straggler};

@@ -1,14 +1,12 @@
 //! The models of the models folder: their states, look-up by name, loading in the background, stopping.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
 use super::classifier::ClassifierParts;
@@ -116,9 +114,12 @@ pub struct Description {
     /// Most tokens of a prompt; for zero-shot models.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_text_length: Option<usize>,
-    /// The factor between cosines and logits; for zero-shot models.
+    /// The factor between cosines and logits; for zero-shot models, once it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logit_scale: Option<f32>,
+    /// What is added to logits; for SigLIP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logit_bias: Option<f32>,
 }
 
 /// Height and width in pixels.
@@ -142,14 +143,19 @@ impl Description {
             function_to_apply: FunctionToApply::Softmax,
             max_text_length: None,
             logit_scale: None,
+            logit_bias: None,
         };
         match &folder.content {
             FolderContent::Classifier { labels, function_to_apply, .. } => {
                 Self { labels: labels.clone(), function_to_apply: *function_to_apply, ..description }
             }
-            FolderContent::DualEncoder { max_text_length, logit_scale, .. } => {
-                Self { max_text_length: Some(*max_text_length), logit_scale: Some(*logit_scale), ..description }
-            }
+            FolderContent::DualEncoder(dual) => Self {
+                function_to_apply: dual.function_to_apply,
+                max_text_length: Some(dual.max_text_length),
+                logit_scale: dual.logit_scale,
+                logit_bias: dual.logit_bias,
+                ..description
+            },
         }
     }
 }
@@ -401,7 +407,7 @@ impl Registry {
 
 impl Entry {
     fn open(path: PathBuf, settings: ModelSettings) -> Self {
-        let (description, state) = match ModelFolder::open(&path) {
+        let (description, state) = match ModelFolder::open(&path, &settings) {
             Ok(folder) => {
                 let defaults = folder.processor.defaults_taken();
                 if !defaults.is_empty() {
@@ -419,7 +425,7 @@ impl Entry {
     }
 
     fn load(&self, name: &str, context: &LoadContext) -> Result<LoadedModel, LoadError> {
-        let result = ModelFolder::open(&self.path)
+        let result = ModelFolder::open(&self.path, &self.settings)
             .map_err(LoadError::from)
             .and_then(|folder| load_model(context, folder, &self.settings));
         let state = match &result {
@@ -447,7 +453,8 @@ impl Entry {
     }
 
     fn info(&self, name: &str) -> ModelInfo {
-        let (state, reason, graphs) = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+        let current = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let (state, reason, graphs) = match &*current {
             State::Loading => (ModelState::Loading, None, Vec::new()),
             State::Failed(reason) => (ModelState::Failed, Some(reason.clone()), Vec::new()),
             State::Unloading(model) => (ModelState::Unloading, None, model.graphs()),
@@ -456,7 +463,11 @@ impl Entry {
                 None => (ModelState::Ready, None, model.graphs()),
             },
         };
-        ModelInfo { name: name.to_owned(), state, reason, description: self.description.clone(), graphs }
+        let mut description = self.description.clone();
+        if let (Some(description), State::Ready(LoadedModel::ZeroShot(model))) = (&mut description, &*current) {
+            description.logit_scale = Some(model.scoring.logit_scale);
+        }
+        ModelInfo { name: name.to_owned(), state, reason, description, graphs }
     }
 
     fn stragglers(&self) -> Vec<Straggler> {
@@ -492,30 +503,6 @@ fn default_model(entries: &BTreeMap<String, Entry>, configured: Option<&String>,
     configured.cloned().or_else(first)
 }
 
-/// SHA-256 over a graph's file and the external data beside it (`model.onnx_data`, `model.onnx.data`, …), in the order of
-/// their names.
-pub(super) fn content_hash(graph: &Path) -> std::io::Result<String> {
-    let name = graph.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let folder = graph.parent().unwrap_or(Path::new("."));
-    let siblings = std::fs::read_dir(folder)?.flatten().map(|entry| entry.path());
-    let is_part = |path: &PathBuf| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&name));
-    let mut files: Vec<PathBuf> = siblings.filter(is_part).filter(|path| path.is_file()).collect();
-    files.sort();
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    for file in files {
-        let mut reader = std::fs::File::open(file)?;
-        loop {
-            let length = reader.read(&mut buffer)?;
-            if length == 0 {
-                break;
-            }
-            hasher.update(&buffer[..length]);
-        }
-    }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -544,16 +531,5 @@ mod tests {
             mistakes[0].starts_with("models.vit: ") && mistakes[1].starts_with("default_zero_shot: "),
             "{mistakes:?}"
         );
-    }
-
-    #[test]
-    fn the_hash_covers_external_data() {
-        let folder = tempfile::tempdir().unwrap();
-        let graph = folder.path().join("model.onnx");
-        std::fs::write(&graph, "graph").unwrap();
-        let alone = content_hash(&graph).unwrap();
-        assert_eq!(alone.len(), 64);
-        std::fs::write(folder.path().join("model.onnx_data"), "weights").unwrap();
-        assert_ne!(content_hash(&graph).unwrap(), alone);
     }
 }

@@ -7,6 +7,7 @@ use futures_util::future::try_join_all;
 use ndarray::Array2;
 
 use super::engine::{Binding, Engine, EngineSource, Pending};
+use super::image_encoder::ImageBinding;
 use super::{LoadContext, LoadError, PredictError, Ticket};
 use crate::cpu_pool::CpuPool;
 use crate::postprocess::normalize;
@@ -102,13 +103,24 @@ impl TextEncoder {
 /// Token ids into `input_ids`, `attention_mask` and `token_type_ids [batch, sequence]`, as far as the graph takes them.
 #[derive(Clone)]
 pub(super) struct TokenBinding {
-    /// Most tokens of a prompt.
-    pub(super) max_length: usize,
-    /// Fills short prompts up to the longest of their batch.
-    pub(super) pad_token_id: i64,
+    max_length: usize,
+    padding: Padding,
     inputs: Vec<TokenInput>,
     batch_size: Option<usize>,
     sequence_length: Option<usize>,
+    /// Constant inputs of the image encoder, where one graph holds both.
+    image: Vec<(String, Tensor)>,
+    /// Height and width of such an image.
+    image_size: (usize, usize),
+}
+
+/// How short prompts are filled up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Padding {
+    /// The token.
+    pub token_id: i64,
+    /// The length of every prompt; `None`: that of the longest in its batch.
+    pub to: Option<usize>,
 }
 
 #[derive(Clone, Copy)]
@@ -119,6 +131,10 @@ enum TokenInput {
 }
 
 impl TokenInput {
+    fn find(name: &str) -> Option<Self> {
+        [Self::Ids, Self::Mask, Self::TypeIds].into_iter().find(|input| input.name() == name)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Ids => "input_ids",
@@ -129,8 +145,27 @@ impl TokenInput {
 }
 
 impl TokenBinding {
-    pub(super) fn new(max_length: usize, pad_token_id: i64) -> Self {
-        Self { max_length, pad_token_id, inputs: Vec::new(), batch_size: None, sequence_length: None }
+    /// For prompts of at most `max_length` tokens; `image_size` is for graphs that hold an image encoder too.
+    pub(super) fn new(max_length: usize, padding: Padding, image_size: (usize, usize)) -> Self {
+        let (batch_size, sequence_length) = (None, None);
+        Self { max_length, padding, inputs: Vec::new(), batch_size, sequence_length, image: Vec::new(), image_size }
+    }
+
+    /// A short text for `input`, to run the other encoder of a combined graph.
+    pub(super) fn constant(input: &TensorSpec) -> Result<Tensor, String> {
+        let kind = TokenInput::find(&input.name);
+        let kind = kind.ok_or_else(|| format!("has an input '{}', which neither image nor text fills", input.name))?;
+        let (batch_size, sequence_length) = batch_and_sequence(input)?;
+        let shape = (batch_size.unwrap_or(1), sequence_length.unwrap_or(2));
+        let value = if matches!(kind, TokenInput::Mask) { 1 } else { 0 };
+        Ok(Tensor::I64(Array2::from_elem(shape, value).into_dyn()))
+    }
+}
+
+fn batch_and_sequence(input: &TensorSpec) -> Result<(Option<usize>, Option<usize>), String> {
+    match input.shape[..] {
+        [batch_size, sequence_length] => Ok((batch_size, sequence_length)),
+        _ => Err(format!("input '{}' has {} dimensions, not [batch, sequence]", input.name, input.shape.len())),
     }
 }
 
@@ -138,19 +173,18 @@ impl Binding for TokenBinding {
     type Item = Vec<i64>;
 
     fn bind(&self, inputs: &[TensorSpec]) -> Result<Self, String> {
-        let mut bound = Self::new(self.max_length, self.pad_token_id);
+        let mut bound = Self::new(self.max_length, self.padding, self.image_size);
         for spec in inputs {
-            let known = [TokenInput::Ids, TokenInput::Mask, TokenInput::TypeIds];
-            let input = known.into_iter().find(|input| input.name() == spec.name);
+            if spec.name == "pixel_values" {
+                bound.image.push((spec.name.clone(), ImageBinding::constant(spec, self.image_size)?));
+                continue;
+            }
+            let input = TokenInput::find(&spec.name);
             bound.inputs.push(input.ok_or_else(|| format!("has an input '{}', which text does not fill", spec.name))?);
-            let [batch_size, sequence_length] = spec.shape[..] else {
-                return Err(format!(
-                    "input '{}' has {} dimensions, not [batch, sequence]",
-                    spec.name,
-                    spec.shape.len()
-                ));
-            };
-            (bound.batch_size, bound.sequence_length) = (batch_size, sequence_length);
+            (bound.batch_size, bound.sequence_length) = batch_and_sequence(spec)?;
+        }
+        if bound.inputs.is_empty() {
+            return Err("has no input 'input_ids'".to_owned());
         }
         if let Some(length) = bound.sequence_length {
             bound.max_length = bound.max_length.min(length);
@@ -165,15 +199,18 @@ impl Binding for TokenBinding {
         self.batch_size
     }
 
-    fn shape_range(&self, _input: &TensorSpec) -> (Vec<usize>, Vec<usize>) {
-        (vec![1], vec![self.max_length])
+    fn shape_range(&self, input: &TensorSpec) -> (Vec<usize>, Vec<usize>) {
+        match constant_shape(&self.image, input) {
+            Some(shape) => (shape.clone(), shape),
+            None => (vec![self.padding.to.unwrap_or(1)], vec![self.max_length]),
+        }
     }
 
     fn stack<'a>(&'a self, batch: &[Vec<i64>]) -> Vec<(&'a str, Tensor)> {
         let rows = self.batch_size.unwrap_or(batch.len());
         let longest = batch.iter().map(Vec::len).max().unwrap_or(1);
-        let columns = self.sequence_length.unwrap_or(longest);
-        let mut ids = Array2::from_elem((rows, columns), self.pad_token_id);
+        let columns = self.sequence_length.or(self.padding.to).unwrap_or(longest);
+        let mut ids = Array2::from_elem((rows, columns), self.padding.token_id);
         let mut mask = Array2::zeros((rows, columns));
         for (row, tokens) in batch.iter().enumerate() {
             for (column, &token) in tokens.iter().enumerate() {
@@ -186,13 +223,21 @@ impl Binding for TokenBinding {
             TokenInput::Mask => mask.clone(),
             TokenInput::TypeIds => Array2::zeros((rows, columns)),
         };
-        self.inputs.iter().map(|input| (input.name(), Tensor::I64(tensor(input).into_dyn()))).collect()
+        let text = self.inputs.iter().map(|input| (input.name(), Tensor::I64(tensor(input).into_dyn())));
+        let image = self.image.iter().map(|(name, tensor)| (name.as_str(), tensor.clone()));
+        text.chain(image).collect()
     }
 
     fn samples(&self) -> Vec<Vec<i64>> {
         // A usual label, in the shortest form that every vocabulary has.
-        vec![vec![self.pad_token_id; self.max_length.min(8)]]
+        vec![vec![self.padding.token_id; self.max_length.min(8)]]
     }
+}
+
+/// The shape, without the batch dimension, of the constant that fills `input`.
+pub(super) fn constant_shape(constants: &[(String, Tensor)], input: &TensorSpec) -> Option<Vec<usize>> {
+    let (_, tensor) = constants.iter().find(|(name, _)| *name == input.name)?;
+    Some(tensor.shape()[1..].to_vec())
 }
 
 #[cfg(test)]
@@ -208,10 +253,16 @@ mod tests {
         }
     }
 
+    const NINE: Padding = Padding { token_id: 9, to: None };
+
+    fn binding(max_length: usize, padding: Padding) -> TokenBinding {
+        TokenBinding::new(max_length, padding, (4, 6))
+    }
+
     #[test]
     fn short_prompts_are_padded_and_masked() {
         let inputs = [input("attention_mask", &[-1, -1]), input("input_ids", &[-1, -1])];
-        let binding = TokenBinding::new(16, 9).bind(&inputs).unwrap();
+        let binding = binding(16, NINE).bind(&inputs).unwrap();
         let stacked = binding.stack(&[vec![1, 2, 3], vec![4]]);
         let [("attention_mask", Tensor::I64(mask)), ("input_ids", Tensor::I64(ids))] = &stacked[..] else {
             panic!("inputs are in the graph's order");
@@ -221,14 +272,33 @@ mod tests {
     }
 
     #[test]
-    fn an_input_that_text_does_not_fill_is_an_error() {
-        let error = TokenBinding::new(16, 0).bind(&[input("pixel_values", &[-1, 3, -1, -1])]).err().unwrap();
-        assert!(error.contains("pixel_values"), "{error}");
+    fn prompts_are_padded_to_a_length_where_the_last_position_counts() {
+        let binding = binding(6, Padding { token_id: 1, to: Some(6) }).bind(&[input("input_ids", &[-1, -1])]).unwrap();
+        let stacked = binding.stack(&[vec![7, 8]]);
+        let [("input_ids", Tensor::I64(ids))] = &stacked[..] else { panic!("wrong inputs") };
+        assert_eq!(ids.iter().copied().collect::<Vec<_>>(), [7, 8, 1, 1, 1, 1]);
+    }
+
+    #[test]
+    fn the_image_encoder_of_a_combined_graph_gets_one_black_picture() {
+        let inputs = [input("input_ids", &[-1, -1]), input("pixel_values", &[-1, 3, -1, -1])];
+        let binding = binding(16, NINE).bind(&inputs).unwrap();
+        let stacked = binding.stack(&[vec![1], vec![2], vec![3]]);
+        let [("input_ids", Tensor::I64(ids)), ("pixel_values", Tensor::F32(pixels))] = &stacked[..] else {
+            panic!("wrong inputs");
+        };
+        assert_eq!((ids.shape(), pixels.shape()), (&[3, 1][..], &[1, 3, 4, 6][..]));
+    }
+
+    #[test]
+    fn an_input_that_nothing_fills_is_an_error() {
+        let error = binding(16, NINE).bind(&[input("input_ids", &[-1, -1]), input("bbox", &[-1, -1])]).err().unwrap();
+        assert!(error.contains("bbox"), "{error}");
     }
 
     #[test]
     fn a_graph_that_takes_fewer_tokens_than_the_tokenizer_allows_is_an_error() {
-        let error = TokenBinding::new(77, 0).bind(&[input("input_ids", &[-1, 32])]).err().unwrap();
+        let error = binding(77, NINE).bind(&[input("input_ids", &[-1, 32])]).err().unwrap();
         assert!(error.contains("32") && error.contains("77"), "{error}");
     }
 }

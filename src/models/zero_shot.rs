@@ -1,17 +1,18 @@
-//! Zero-shot classification with a dual encoder: `logits = logit_scale · cos(image, text)`, softmax over the request's labels.
+//! Zero-shot classification with a dual encoder: an image and the request's labels meet in one embedding space.
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 
 use super::engine::{EngineSource, GraphInfo};
 use super::image_encoder::ImageEncoder;
+use super::scoring::Scoring;
 use super::text_encoder::{TextEncoder, TokenBinding};
 use super::{LoadContext, LoadError, PredictError, Stop, Ticket, Timings};
 use crate::batching::Straggler;
 use crate::config::ModelSettings;
 use crate::cpu_pool::CpuPool;
 use crate::models::folder::{FolderContent, ModelFolder};
-use crate::postprocess::{FunctionToApply, Prediction, dot, normalize, top_k};
+use crate::postprocess::{Prediction, normalize, top_k};
 use crate::runtime::RuntimeError;
 use crate::telemetry::ModelMetrics;
 use crate::text::{Embedding, Templates};
@@ -22,9 +23,10 @@ pub struct ZeroShotClassifier {
     pub name: String,
     /// Its metrics.
     pub metrics: ModelMetrics,
+    /// How embeddings become scores.
+    pub(super) scoring: Scoring,
     vision: ImageEncoder,
     text: TextEncoder,
-    logit_scale: f32,
 }
 
 /// What is asked of every image of a request.
@@ -47,38 +49,35 @@ impl ZeroShotClassifier {
         folder: ModelFolder,
         settings: &ModelSettings,
     ) -> Result<Self, LoadError> {
-        let FolderContent::DualEncoder {
-            vision_graph,
-            text_graph,
-            tokenizer,
-            max_text_length,
-            pad_token_id,
-            logit_scale,
-        } = folder.content
-        else {
+        let FolderContent::DualEncoder(dual) = folder.content else {
             return Err(LoadError::System(format!("{} is not a dual encoder", folder.name)));
         };
         let metrics = context.metrics.model(&folder.name);
         let vision_source = EngineSource {
             model: &folder.name,
             graph: "vision_model",
-            file: &vision_graph,
+            file: &dual.vision_graph,
             folder: &folder.path,
-            output: "image_embeds",
+            outputs: &["image_embeds", "pooler_output"],
             settings,
         };
-        let text_source =
-            EngineSource { graph: "text_model", file: &text_graph, output: "text_embeds", ..vision_source };
+        let text_source = EngineSource {
+            graph: "text_model",
+            file: &dual.text_graph,
+            outputs: &["text_embeds", "pooler_output"],
+            ..vision_source
+        };
+        let binding = TokenBinding::new(dual.max_text_length, dual.padding, folder.processor.output_size());
+        let scoring = Scoring::of(context, &dual, &binding)?;
         let vision = ImageEncoder::start(context, &vision_source, folder.processor, metrics.clone())?;
-        let binding = TokenBinding::new(max_text_length, pad_token_id);
-        let text = TextEncoder::start(context, &text_source, *tokenizer, &binding, metrics.clone())?;
+        let text = TextEncoder::start(context, &text_source, dual.tokenizer, &binding, metrics.clone())?;
         let (image_width, text_width) = (vision.engine.output_width, text.engine.output_width);
         if image_width != text_width {
             let folder = folder.path.display();
             let problem = format!("{folder}: image embeddings have {image_width} values, text embeddings {text_width}");
             return Err(RuntimeError::Graph(problem).into());
         }
-        Ok(Self { name: folder.name, metrics, vision, text, logit_scale })
+        Ok(Self { name: folder.name, metrics, vision, text, scoring })
     }
 
     /// The labels of each image, best first. Images and prompts are computed side by side.
@@ -101,8 +100,7 @@ impl ZeroShotClassifier {
         let timings = images.iter().fold(Timings::default(), |longest, (_, timings)| longest.max(*timings));
         let results = images.into_iter().map(|(mut image, _)| {
             normalize(&mut image);
-            let logits: Vec<f32> = labels.iter().map(|label| self.logit_scale * dot(&image, label)).collect();
-            top_k(&FunctionToApply::Softmax.apply(&logits), &question.labels, question.top_k)
+            top_k(&self.scoring.scores(&image, &labels), &question.labels, question.top_k)
         });
         Ok((results.collect(), timings))
     }

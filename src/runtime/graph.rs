@@ -32,6 +32,16 @@ pub enum Tensor {
     I64(ArrayD<i64>),
 }
 
+impl Tensor {
+    /// Its dimensions.
+    pub fn shape(&self) -> &[usize] {
+        match self {
+            Self::F32(array) => array.shape(),
+            Self::I64(array) => array.shape(),
+        }
+    }
+}
+
 /// A session on a graph. `run` takes it whole, so each worker owns one.
 pub struct Graph {
     session: Session,

@@ -3,10 +3,12 @@
 mod assignment;
 mod graph;
 mod library;
+mod onnx_file;
 mod provider;
 
 pub use graph::{Graph, Tensor, TensorSpec};
 pub use library::Runtime;
+pub use onnx_file::OnnxFile;
 pub use provider::{ExecutionProvider, Precision, SessionOptions};
 
 /// Why a graph could not be opened or run.

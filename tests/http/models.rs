@@ -52,6 +52,40 @@ fn every_kind_of_classifier_graph_gives_the_same_answers() {
 }
 
 #[test]
+fn one_graph_with_both_encoders_answers_like_two() {
+    let server = Server::start(&["tiny-clip", "tiny-combined-clip"]);
+    let ask = |model: &str| {
+        server.post_image(&format!("/v1/zero-shot?model={model}&labels=red&labels=blue"), picture([255, 0, 240]))
+    };
+    let (split, combined) = (ask("tiny-clip"), ask("tiny-combined-clip"));
+    assert_eq!((combined.status, combined.top_label()), (200, "red"), "{combined:?}");
+    assert!((split.score("blue") - combined.score("blue")).abs() < 1e-4, "{split:?} {combined:?}");
+    let scale = server.get_json("/v1/models/tiny-combined-clip").json["logit_scale"].as_f64().unwrap();
+    assert!((scale - 20.0).abs() < 1e-3, "read out of the graph: {scale}");
+}
+
+#[test]
+fn siglip_scores_every_label_by_itself_on_prompts_of_full_length() {
+    let server = Server::start(&["tiny-siglip"]);
+    let ask = |labels: &str| server.post_image(&format!("/v1/zero-shot?{labels}"), picture(RED));
+    let answer = ask("labels=red&labels=gray&labels=green");
+    assert_eq!((answer.status, answer.top_label()), (200, "red"), "{answer:?}");
+    assert!(answer.score("red") > 0.999 && (answer.score("gray") - 0.2339).abs() < 1e-3, "{answer:?}");
+    assert_eq!(ask("labels=red").score("red"), answer.score("red"), "a label's score does not depend on the others");
+    let info = server.get_json("/v1/models/tiny-siglip").json;
+    assert_eq!((&info["function_to_apply"], &info["logit_bias"]), (&json!("sigmoid"), &json!(-5.0)));
+}
+
+#[test]
+fn weights_are_told_by_their_element_types() {
+    let server = Server::start(&["tiny-classifier", "tiny-fp16"]);
+    let parameters =
+        |model: &str| server.get_json(&format!("/v1/models/{model}")).json["graphs"][0]["parameters"].clone();
+    assert!(parameters("tiny-classifier")["float"].as_u64().unwrap() > 0);
+    assert!(parameters("tiny-fp16")["float16"].as_u64().unwrap() > 0);
+}
+
+#[test]
 fn a_graph_in_a_folder_of_its_own_is_found() {
     let server = Server::start(&["tiny-onnx-subfolder"]);
     assert_eq!(server.state_of("tiny-onnx-subfolder"), "ready");

@@ -1,0 +1,253 @@
+//! What an ONNX file says of its weights, read without loading them: their element types, and where they lie.
+//!
+//! The format is `onnx.proto3` of ONNX; only the fields on the way to a tensor's type, size and place are read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::{Component, Path, PathBuf};
+
+use super::RuntimeError;
+
+/// The weights of a graph.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OnnxFile {
+    /// How many values are stored in each element type, by ONNX's name of it in lower case (`float`, `float16`, `int8`, …).
+    pub parameters: BTreeMap<&'static str, u64>,
+    /// Files beside the graph that hold weights, relative to its folder.
+    pub external_data: BTreeSet<PathBuf>,
+}
+
+impl OnnxFile {
+    /// Reads the file `path` and checks that the external data that it names is there.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Graph`]: it is no ONNX file, or its external data is missing or lies outside its folder.
+    pub fn read(path: &Path) -> Result<Self, RuntimeError> {
+        let failed = |problem: String| RuntimeError::Graph(format!("{}: {problem}", path.display()));
+        let mut found = Self::default();
+        let read = |found: &mut Self| {
+            let file = File::open(path)?;
+            let length = file.metadata()?.len();
+            Message { reader: &mut BufReader::new(file), left: length }.model(found)
+        };
+        read(&mut found).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => {
+                failed("is no whole ONNX file; fetch or export it again".to_owned())
+            }
+            _ => failed(error.to_string()),
+        })?;
+        for file in &found.external_data {
+            let name = file.display();
+            if !file.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
+                return Err(failed(format!("names external data outside its folder, '{name}', which is not read")));
+            }
+            if !path.parent().unwrap_or(Path::new("")).join(file).is_file() {
+                return Err(failed(format!("its external data '{name}' is missing; it belongs beside the graph")));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// ONNX's element types by their numbers.
+fn element_type(number: u64) -> &'static str {
+    match number {
+        1 => "float",
+        2 => "uint8",
+        3 => "int8",
+        6 => "int32",
+        7 => "int64",
+        9 => "bool",
+        10 => "float16",
+        11 => "double",
+        16 => "bfloat16",
+        21 => "uint4",
+        22 => "int4",
+        _ => "other",
+    }
+}
+
+/// What is left of a protobuf message.
+struct Message<'r> {
+    reader: &'r mut BufReader<File>,
+    left: u64,
+}
+
+/// A field's value; the bytes of a nested one are still to be read.
+enum Value {
+    Number(u64),
+    Bytes(u64),
+    Fixed,
+}
+
+impl Message<'_> {
+    fn byte(&mut self) -> io::Result<u8> {
+        self.left = self.left.checked_sub(1).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let mut byte = [0];
+        self.reader.read_exact(&mut byte)?;
+        Ok(byte[0])
+    }
+
+    fn varint(&mut self) -> io::Result<u64> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err(io::ErrorKind::InvalidData.into())
+    }
+
+    fn skip(&mut self, length: u64) -> io::Result<()> {
+        self.left = self.left.checked_sub(length).ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.reader.seek_relative(i64::try_from(length).map_err(|_| io::ErrorKind::InvalidData)?)
+    }
+
+    /// The next field's number and value; `None` at the message's end.
+    fn field(&mut self) -> io::Result<Option<(u64, Value)>> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let key = self.varint()?;
+        let value = match key & 7 {
+            0 => Value::Number(self.varint()?),
+            1 => self.skip(8).map(|()| Value::Fixed)?,
+            2 => Value::Bytes(self.varint()?),
+            5 => self.skip(4).map(|()| Value::Fixed)?,
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        };
+        Ok(Some((key >> 3, value)))
+    }
+
+    /// Reads a nested message of `length` bytes.
+    fn nested<T>(&mut self, length: u64, read: impl FnOnce(Message<'_>) -> io::Result<T>) -> io::Result<T> {
+        self.left = self.left.checked_sub(length).ok_or(io::ErrorKind::UnexpectedEof)?;
+        read(Message { reader: &mut *self.reader, left: length })
+    }
+
+    /// Goes through the fields: `inside` reads the nested messages it wants and returns whether it did.
+    fn fields(&mut self, mut inside: impl FnMut(&mut Self, u64, &Value) -> io::Result<bool>) -> io::Result<()> {
+        while let Some((number, value)) = self.field()? {
+            let read = inside(self, number, &value)?;
+            if let (Value::Bytes(length), false) = (value, read) {
+                self.skip(length)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `ModelProto`: its graph.
+    fn model(mut self, found: &mut OnnxFile) -> io::Result<()> {
+        let mut has_graph = false;
+        self.fields(|message, number, value| match (number, value) {
+            (7, &Value::Bytes(length)) => {
+                has_graph = true;
+                message.nested(length, |graph| graph.graph(found)).map(|()| true)
+            }
+            _ => Ok(false),
+        })?;
+        if has_graph { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+    }
+
+    /// `GraphProto`: its initializers. Weights inside nodes (`Constant`) are few and small in exports.
+    fn graph(mut self, found: &mut OnnxFile) -> io::Result<()> {
+        self.fields(|message, number, value| match (number, value) {
+            (5, &Value::Bytes(length)) => message.nested(length, |tensor| tensor.tensor(found)).map(|()| true),
+            _ => Ok(false),
+        })
+    }
+
+    /// `TensorProto`: dimensions, element type, and where external data lies.
+    fn tensor(mut self, found: &mut OnnxFile) -> io::Result<()> {
+        let (mut values, mut kind) = (1_u64, 0);
+        self.fields(|message, number, value| match (number, value) {
+            (1, &Value::Number(dimension)) => {
+                values = values.saturating_mul(dimension);
+                Ok(false)
+            }
+            (1, &Value::Bytes(length)) => message.nested(length, |mut packed| {
+                while packed.left > 0 {
+                    values = values.saturating_mul(packed.varint()?);
+                }
+                Ok(true)
+            }),
+            (2, &Value::Number(number)) => {
+                kind = number;
+                Ok(false)
+            }
+            (13, &Value::Bytes(length)) => message.nested(length, |entry| entry.external_data(found)).map(|()| true),
+            _ => Ok(false),
+        })?;
+        *found.parameters.entry(element_type(kind)).or_default() += values;
+        Ok(())
+    }
+
+    /// `StringStringEntryProto`: a key and its value.
+    fn external_data(mut self, found: &mut OnnxFile) -> io::Result<()> {
+        let (mut key, mut text) = (Vec::new(), Vec::new());
+        self.fields(|message, number, value| match (number, value) {
+            (1 | 2, &Value::Bytes(length)) => message.nested(length, |string| {
+                let target = if number == 1 { &mut key } else { &mut text };
+                string.reader.take(length).read_to_end(target).map(|_| true)
+            }),
+            _ => Ok(false),
+        })?;
+        if key == b"location" {
+            let location = String::from_utf8(text).map_err(|_| io::ErrorKind::InvalidData)?;
+            found.external_data.insert(PathBuf::from(location));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture(model: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(model)
+    }
+
+    #[test]
+    fn element_types_are_those_of_the_stored_weights() {
+        let plain = OnnxFile::read(&fixture("tiny-classifier").join("model.onnx")).unwrap();
+        assert!(plain.parameters["float"] > 0 && plain.external_data.is_empty(), "{plain:?}");
+        let half = OnnxFile::read(&fixture("tiny-fp16").join("model.onnx")).unwrap();
+        assert!(half.parameters["float16"] > 0 && !half.parameters.contains_key("float"), "{half:?}");
+    }
+
+    #[test]
+    fn external_data_is_found_and_missed_by_name() {
+        let graph = fixture("tiny-external").join("model.onnx");
+        let found = OnnxFile::read(&graph).unwrap();
+        assert_eq!(found.external_data.iter().collect::<Vec<_>>(), [Path::new("model.onnx_data")]);
+        let folder = tempfile::tempdir().unwrap();
+        let alone = folder.path().join("model.onnx");
+        let bytes = std::fs::read(&graph).unwrap();
+        std::fs::write(&alone, &bytes).unwrap();
+        let error = OnnxFile::read(&alone).unwrap_err().to_string();
+        assert!(error.contains("its external data 'model.onnx_data' is missing"), "{error}");
+        // As long as the right name, so that the lengths around it stay true.
+        let at = bytes.windows(15).position(|window| window == b"model.onnx_data").unwrap();
+        let outside = [&bytes[..at], b"../../etc/passw", &bytes[at + 15..]].concat();
+        std::fs::write(&alone, outside).unwrap();
+        let error = OnnxFile::read(&alone).unwrap_err().to_string();
+        assert!(error.contains("outside its folder, '../../etc/passw'"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_onnx_file_is_told_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("model.onnx");
+        let whole = std::fs::read(fixture("tiny-classifier").join("model.onnx")).unwrap();
+        let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n";
+        for bytes in [&b""[..], b"text", pointer, &whole[..whole.len() / 2], &[0xff; 64]] {
+            std::fs::write(&file, bytes).unwrap();
+            let error = OnnxFile::read(&file).unwrap_err().to_string();
+            assert!(error.contains("is no whole ONNX file"), "{error}");
+        }
+    }
+}

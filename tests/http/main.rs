@@ -8,6 +8,7 @@ mod classify;
 mod command_line;
 mod default_models;
 mod documentation;
+mod families;
 mod harness;
 mod health;
 mod models;

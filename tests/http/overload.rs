@@ -71,7 +71,7 @@ fn a_deadline_that_passes_is_504_and_the_work_is_not_done() {
 #[test]
 fn a_job_whose_client_has_left_is_dropped_from_the_queue() {
     let server = Server::start_with(&["tiny-slow"], |config| config.model_defaults.batch_policy.max_batch_size = 1);
-    let dropped = "ocelli_jobs_dropped_total{model=\"tiny-slow\",graph=\"model\",reason=\"ClientGone\"}";
+    let dropped = "ocelli_jobs_dropped_total{model=\"tiny-slow\",graph=\"model\",reason=\"client_gone\"}";
     std::thread::scope(|scope| {
         let busy = scope.spawn(|| server.post_image("/v1/classify", picture(WHITE)));
         server.wait_until("the worker is busy", |server| in_flight(server) == 1.0);

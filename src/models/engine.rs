@@ -66,7 +66,7 @@ pub struct GraphInfo {
     /// The execution provider really in use.
     pub provider: ExecutionProvider,
     /// Why this provider was chosen.
-    #[schema(example = "auto: the fastest provider of this library")]
+    #[schema(example = "auto: first of cuda, openvino and cpu in this library")]
     pub provider_reason: String,
     /// Nodes of the graph as it runs.
     pub nodes: usize,
@@ -352,7 +352,7 @@ fn reason(settings: &ModelSettings, failures: &[(&str, LoadError)]) -> String {
         return "asked for".to_owned();
     }
     match failures {
-        [] => "auto: the fastest provider of this library".to_owned(),
+        [] => "auto: first of cuda, openvino and cpu in this library".to_owned(),
         _ => {
             let failed: Vec<_> =
                 failures.iter().map(|(provider, error)| format!("{provider} failed ({error})")).collect();

@@ -2,9 +2,11 @@
 
 mod classifier;
 mod engine;
+mod entry;
 mod folder;
 mod graph_files;
 mod image_encoder;
+mod info;
 mod registry;
 mod scoring;
 mod text_encoder;
@@ -16,8 +18,10 @@ use std::time::{Duration, Instant};
 
 pub use classifier::Classifier;
 pub use engine::GraphInfo;
+pub use entry::LoadedModel;
 pub use folder::{DualEncoderFolder, FolderContent, FolderError, ModelFolder, Task};
-pub use registry::{LoadedModel, LookupError, ModelInfo, ModelState, Registry, StopReport};
+pub use info::{ModelInfo, ModelState};
+pub use registry::{LookupError, Registry, StopReport};
 pub use text_encoder::Padding;
 pub use zero_shot::{ZeroShotClassifier, ZeroShotQuestion};
 

@@ -1,164 +1,15 @@
-//! The models of the models folder: their states, look-up by name, loading in the background, stopping.
+//! The models of the models folder: look-up by name, loading in the background, stopping.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-use serde_json::Value;
-use utoipa::ToSchema;
-
-use super::classifier::ClassifierParts;
-use super::folder::{FolderContent, FolderError, ModelFolder};
-use super::{Classifier, GraphInfo, LoadContext, LoadError, Stop, Task, ZeroShotClassifier};
+use super::entry::Entry;
+use super::info::{ModelInfo, ModelState};
+use super::{Classifier, LoadContext, LoadError, LoadedModel, Task, ZeroShotClassifier};
 use crate::batching::Straggler;
-use crate::config::{Config, ModelSettings};
-use crate::postprocess::FunctionToApply;
+use crate::config::Config;
 use crate::runtime::RuntimeError;
-
-/// A model that answers.
-#[derive(Clone)]
-pub enum LoadedModel {
-    /// For `/v1/classify`.
-    Classifier(Arc<Classifier>),
-    /// For `/v1/zero-shot`.
-    ZeroShot(Arc<ZeroShotClassifier>),
-}
-
-impl LoadedModel {
-    fn graphs(&self) -> Vec<GraphInfo> {
-        match self {
-            Self::Classifier(model) => model.graphs(),
-            Self::ZeroShot(model) => model.graphs(),
-        }
-    }
-
-    fn broken(&self) -> Option<String> {
-        match self {
-            Self::Classifier(model) => model.broken(),
-            Self::ZeroShot(model) => model.broken(),
-        }
-    }
-
-    fn stop(&self) -> &dyn Stop {
-        match self {
-            Self::Classifier(model) => model.as_ref(),
-            Self::ZeroShot(model) => model.as_ref(),
-        }
-    }
-}
-
-/// Where a model is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum ModelState {
-    /// Being opened and warmed.
-    Loading,
-    /// Answers.
-    Ready,
-    /// Could not be loaded, or broke; `reason` says why.
-    Failed,
-    /// Answers what it has taken, and takes no more.
-    Unloading,
-}
-
-impl ModelState {
-    /// The name in answers.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Loading => "loading",
-            Self::Ready => "ready",
-            Self::Failed => "failed",
-            Self::Unloading => "unloading",
-        }
-    }
-}
-
-/// What `GET /v1/models` tells of a model.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct ModelInfo {
-    /// The folder's name, by which requests call the model.
-    #[schema(example = "efficientnet-lite0")]
-    pub name: String,
-    /// Where it is in its life.
-    pub state: ModelState,
-    /// Why it failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// What was read from its folder; absent if that failed.
-    #[serde(flatten)]
-    pub description: Option<Description>,
-    /// Its graphs; empty until it is ready.
-    pub graphs: Vec<GraphInfo>,
-}
-
-/// What a model's folder says.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct Description {
-    /// What it is for.
-    pub task: Task,
-    /// The checkpoint's class.
-    #[schema(example = "EfficientNetForImageClassification")]
-    pub architecture: String,
-    /// Height and width of the tensor that the graph gets, in pixels.
-    pub input_size: InputSize,
-    /// The effective image processor settings.
-    #[schema(value_type = Object)]
-    pub image_processor: Value,
-    /// Labels by index; absent for zero-shot models and where config.json has none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub labels: Option<Vec<String>>,
-    /// What turns logits into scores by default.
-    pub function_to_apply: FunctionToApply,
-    /// Most tokens of a prompt; for zero-shot models.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_text_length: Option<usize>,
-    /// The factor between cosines and logits; for zero-shot models, once it is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub logit_scale: Option<f32>,
-    /// What is added to logits; for SigLIP.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub logit_bias: Option<f32>,
-}
-
-/// Height and width in pixels.
-#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
-pub struct InputSize {
-    /// Rows.
-    pub height: usize,
-    /// Columns.
-    pub width: usize,
-}
-
-impl Description {
-    fn of(folder: &ModelFolder) -> Self {
-        let (height, width) = folder.processor.output_size();
-        let description = Self {
-            task: folder.task(),
-            architecture: folder.architecture.clone(),
-            input_size: InputSize { height, width },
-            image_processor: serde_json::to_value(&folder.processor).unwrap_or_default(),
-            labels: None,
-            function_to_apply: FunctionToApply::Softmax,
-            max_text_length: None,
-            logit_scale: None,
-            logit_bias: None,
-        };
-        match &folder.content {
-            FolderContent::Classifier { labels, function_to_apply, .. } => {
-                Self { labels: labels.clone(), function_to_apply: *function_to_apply, ..description }
-            }
-            FolderContent::DualEncoder(dual) => Self {
-                function_to_apply: dual.function_to_apply,
-                max_text_length: Some(dual.max_text_length),
-                logit_scale: dual.logit_scale,
-                logit_bias: dual.logit_bias,
-                ..description
-            },
-        }
-    }
-}
 
 /// Why a request got no model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -197,21 +48,6 @@ pub enum LookupError {
         reason: Option<String>,
     },
 }
-
-enum State {
-    Loading,
-    Ready(LoadedModel),
-    Failed(String),
-    Unloading(LoadedModel),
-}
-
-struct Entry {
-    path: PathBuf,
-    settings: ModelSettings,
-    description: Option<Description>,
-    state: RwLock<State>,
-}
-
 /// Every model of the models folder.
 pub struct Registry {
     entries: BTreeMap<String, Entry>,
@@ -384,12 +220,7 @@ impl Registry {
     /// Takes no more work; what waits in the queues is still answered.
     pub fn close(&self) {
         for entry in self.entries.values() {
-            let mut state = entry.state.write().unwrap_or_else(PoisonError::into_inner);
-            if let State::Ready(model) = &*state {
-                let model = model.clone();
-                model.stop().close();
-                *state = State::Unloading(model);
-            }
+            entry.close();
         }
     }
 
@@ -404,99 +235,6 @@ impl Registry {
         }
     }
 }
-
-impl Entry {
-    fn open(path: PathBuf, settings: ModelSettings) -> Self {
-        let (description, state) = match ModelFolder::open(&path, &settings) {
-            Ok(folder) => {
-                let defaults = folder.processor.defaults_taken();
-                if !defaults.is_empty() {
-                    tracing::info!(
-                        model = folder.name,
-                        ?defaults,
-                        "the image processor's file lacks keys; their defaults are taken"
-                    );
-                }
-                (Some(Description::of(&folder)), State::Loading)
-            }
-            Err(error) => (None, failed(&path, &error)),
-        };
-        Self { path, settings, description, state: RwLock::new(state) }
-    }
-
-    fn load(&self, name: &str, context: &LoadContext) -> Result<LoadedModel, LoadError> {
-        let result = ModelFolder::open(&self.path, &self.settings)
-            .map_err(LoadError::from)
-            .and_then(|folder| load_model(context, folder, &self.settings));
-        let state = match &result {
-            Ok(model) => State::Ready(model.clone()),
-            Err(error) => {
-                tracing::error!(model = name, %error, "model could not be loaded");
-                State::Failed(error.to_string())
-            }
-        };
-        context.metrics.model(name).set_ready(result.is_ok());
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
-        result
-    }
-
-    fn ready(&self) -> Result<LoadedModel, (ModelState, Option<String>)> {
-        match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
-            State::Loading => Err((ModelState::Loading, None)),
-            State::Failed(reason) => Err((ModelState::Failed, Some(reason.clone()))),
-            State::Unloading(_) => Err((ModelState::Unloading, None)),
-            State::Ready(model) => match model.broken() {
-                Some(reason) => Err((ModelState::Failed, Some(reason))),
-                None => Ok(model.clone()),
-            },
-        }
-    }
-
-    fn info(&self, name: &str) -> ModelInfo {
-        let current = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let (state, reason, graphs) = match &*current {
-            State::Loading => (ModelState::Loading, None, Vec::new()),
-            State::Failed(reason) => (ModelState::Failed, Some(reason.clone()), Vec::new()),
-            State::Unloading(model) => (ModelState::Unloading, None, model.graphs()),
-            State::Ready(model) => match model.broken() {
-                Some(reason) => (ModelState::Failed, Some(reason), model.graphs()),
-                None => (ModelState::Ready, None, model.graphs()),
-            },
-        };
-        let mut description = self.description.clone();
-        if let (Some(description), State::Ready(LoadedModel::ZeroShot(model))) = (&mut description, &*current) {
-            description.logit_scale = Some(model.scoring.logit_scale);
-        }
-        ModelInfo { name: name.to_owned(), state, reason, description, graphs }
-    }
-
-    fn stragglers(&self) -> Vec<Straggler> {
-        match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
-            State::Ready(model) | State::Unloading(model) => model.stop().stragglers(),
-            State::Loading | State::Failed(_) => Vec::new(),
-        }
-    }
-}
-
-fn load_model(context: &LoadContext, folder: ModelFolder, settings: &ModelSettings) -> Result<LoadedModel, LoadError> {
-    match folder.content {
-        FolderContent::Classifier { graph, labels, function_to_apply } => {
-            let parts = ClassifierParts { name: folder.name, labels, function_to_apply, processor: folder.processor };
-            let model = Classifier::start(context, parts, &graph, &folder.path, settings)?;
-            Ok(LoadedModel::Classifier(Arc::new(model)))
-        }
-        FolderContent::DualEncoder { .. } => {
-            let model = ZeroShotClassifier::start(context, folder, settings)?;
-            Ok(LoadedModel::ZeroShot(Arc::new(model)))
-        }
-    }
-}
-
-fn failed(path: &Path, error: &FolderError) -> State {
-    tracing::error!(folder = %path.display(), %error, "model folder cannot be read");
-    State::Failed(error.to_string())
-}
-
 fn default_model(entries: &BTreeMap<String, Entry>, configured: Option<&String>, task: Task) -> Option<String> {
     let is_for_task = |entry: &Entry| entry.description.as_ref().is_some_and(|description| description.task == task);
     let first = || entries.iter().find(|(_, entry)| is_for_task(entry)).map(|(name, _)| name.clone());
@@ -505,6 +243,8 @@ fn default_model(entries: &BTreeMap<String, Entry>, configured: Option<&String>,
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn config(models_dir: &Path) -> Config {

@@ -1,0 +1,120 @@
+//! What `GET /v1/models` tells: a model's state, what its folder says, and how its graphs are run.
+
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::folder::{FolderContent, ModelFolder};
+use super::{GraphInfo, Task};
+use crate::postprocess::FunctionToApply;
+
+/// Where a model is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelState {
+    /// Being opened and warmed.
+    Loading,
+    /// Answers.
+    Ready,
+    /// Could not be loaded, or broke; `reason` says why.
+    Failed,
+    /// Answers what it has taken, and takes no more.
+    Unloading,
+}
+
+impl ModelState {
+    /// The name in answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Loading => "loading",
+            Self::Ready => "ready",
+            Self::Failed => "failed",
+            Self::Unloading => "unloading",
+        }
+    }
+}
+
+/// What `GET /v1/models` tells of a model.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ModelInfo {
+    /// The folder's name, by which requests call the model.
+    #[schema(example = "efficientnet-lite0")]
+    pub name: String,
+    /// Where it is in its life.
+    pub state: ModelState,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What was read from its folder; absent if that failed.
+    #[serde(flatten)]
+    pub description: Option<Description>,
+    /// Its graphs; empty until it is ready.
+    pub graphs: Vec<GraphInfo>,
+}
+
+/// What a model's folder says.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Description {
+    /// What it is for.
+    pub task: Task,
+    /// The checkpoint's class.
+    #[schema(example = "EfficientNetForImageClassification")]
+    pub architecture: String,
+    /// Height and width of the tensor that the graph gets, in pixels.
+    pub input_size: InputSize,
+    /// The effective image processor settings.
+    #[schema(value_type = Object)]
+    pub image_processor: Value,
+    /// Labels by index; absent for zero-shot models and where config.json has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<String>>,
+    /// What turns logits into scores by default.
+    pub function_to_apply: FunctionToApply,
+    /// Most tokens of a prompt; for zero-shot models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_text_length: Option<usize>,
+    /// The factor between cosines and logits; for zero-shot models, once it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logit_scale: Option<f32>,
+    /// What is added to logits; for SigLIP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logit_bias: Option<f32>,
+}
+
+/// Height and width in pixels.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub struct InputSize {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+impl Description {
+    pub(super) fn of(folder: &ModelFolder) -> Self {
+        let (height, width) = folder.processor.output_size();
+        let description = Self {
+            task: folder.task(),
+            architecture: folder.architecture.clone(),
+            input_size: InputSize { height, width },
+            image_processor: serde_json::to_value(&folder.processor).unwrap_or_default(),
+            labels: None,
+            function_to_apply: FunctionToApply::Softmax,
+            max_text_length: None,
+            logit_scale: None,
+            logit_bias: None,
+        };
+        match &folder.content {
+            FolderContent::Classifier { labels, function_to_apply, .. } => {
+                Self { labels: labels.clone(), function_to_apply: *function_to_apply, ..description }
+            }
+            FolderContent::DualEncoder(dual) => Self {
+                function_to_apply: dual.function_to_apply,
+                max_text_length: Some(dual.max_text_length),
+                logit_scale: dual.logit_scale,
+                logit_bias: dual.logit_bias,
+                ..description
+            },
+        }
+    }
+}

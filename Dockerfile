@@ -1,9 +1,9 @@
 # Build with the same scripts as a checkout. `--build-arg RUNTIME=gpu` takes the ONNX Runtime with CUDA and TensorRT;
-# give BASE an image that brings CUDA and cuDNN then.
+# give BASE an image that brings CUDA 13, cuDNN 9 and, for TensorRT, TensorRT 10 then.
 ARG BASE=debian:12-slim
 
 FROM rust:1.95-slim-bookworm AS build
-ARG RUNTIME=openvino
+ARG RUNTIME=auto
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 python3-pip \
     && rm -rf /var/lib/apt/lists/*

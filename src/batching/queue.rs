@@ -31,28 +31,46 @@ pub(super) struct Waiting<M: Model> {
     pub(super) since: Instant,
 }
 
+/// The workers that serve a queue at one time. A newer crew relieves an older one without a job being lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Crew(u64);
+
 /// Jobs that wait for a worker.
 pub struct BatchQueue<M: Model> {
     state: Mutex<State<M>>,
     changed: Condvar,
-    policy: BatchPolicy,
     capacity: usize,
-    workers: usize,
     pub(super) metrics: QueueMetrics,
 }
 
 struct State<M: Model> {
     jobs: VecDeque<Waiting<M>>,
     closed: bool,
+    policy: BatchPolicy,
+    workers: usize,
+    /// Which workers may take batches: those of the newest crew.
+    crew: Crew,
     /// Moving average of what one job costs a worker; `None` before the first batch.
     time_per_job: Option<Duration>,
 }
 
 impl<M: Model> BatchQueue<M> {
-    /// A queue of at most `capacity` jobs for `workers` workers.
-    pub fn new(policy: BatchPolicy, capacity: usize, workers: usize, metrics: QueueMetrics) -> Self {
-        let state = State { jobs: VecDeque::new(), closed: false, time_per_job: None };
-        Self { state: Mutex::new(state), changed: Condvar::new(), policy, capacity, workers: workers.max(1), metrics }
+    /// A queue of at most `capacity` jobs, without workers yet.
+    pub fn new(capacity: usize, metrics: QueueMetrics) -> Self {
+        let policy = BatchPolicy { max_batch_size: 1, max_queue_delay: Duration::ZERO };
+        let jobs = VecDeque::new();
+        let state = State { jobs, closed: false, policy, workers: 1, crew: Crew(0), time_per_job: None };
+        Self { state: Mutex::new(state), changed: Condvar::new(), capacity, metrics }
+    }
+
+    /// Announces a crew of `workers` workers that take batches by `policy`. Those of the crew before end with their present batch.
+    pub fn relieve(&self, policy: BatchPolicy, workers: usize) -> Crew {
+        let mut state = self.lock();
+        let crew = Crew(state.crew.0 + 1);
+        (state.policy, state.workers, state.crew, state.time_per_job) = (policy, workers.max(1), crew, None);
+        drop(state);
+        self.changed.notify_all();
+        crew
     }
 
     /// Puts a job at the end of the queue.
@@ -71,7 +89,7 @@ impl<M: Model> BatchQueue<M> {
         if since >= job.deadline {
             return Err(InferenceError::DeadlineExceeded);
         }
-        if since + state.estimated_wait(self.workers) > job.deadline {
+        if since + state.estimated_wait() > job.deadline {
             return Err(InferenceError::DeadlineUnreachable);
         }
         state.jobs.push_back(Waiting { job, since });
@@ -81,14 +99,20 @@ impl<M: Model> BatchQueue<M> {
         Ok(())
     }
 
-    /// Blocks until a batch is due and takes it; `None` when the queue is closed and empty.
+    /// Blocks until a batch is due and takes it for a worker of `crew`; `None` when that has been relieved, or when the queue
+    /// is closed and empty.
     /// Jobs whose client has left or whose deadline has passed are dropped here, and counted.
-    pub(super) fn next_batch(&self) -> Option<Vec<Waiting<M>>> {
+    pub(super) fn next_batch(&self, crew: Crew) -> Option<Vec<Waiting<M>>> {
         let mut state = self.lock();
         loop {
+            if state.crew != crew {
+                // The word that woke this worker may have been for one of the new crew.
+                self.changed.notify_one();
+                return None;
+            }
             let now = Instant::now();
             let oldest_age = state.jobs.front().map_or(Duration::ZERO, |oldest| now - oldest.since);
-            match self.policy.decide(state.jobs.len(), oldest_age, state.closed) {
+            match state.policy.decide(state.jobs.len(), oldest_age, state.closed) {
                 Decision::Run(size) => {
                     let batch = self.take(&mut state, size, now);
                     if !batch.is_empty() {
@@ -141,15 +165,11 @@ impl<M: Model> BatchQueue<M> {
         self.changed.notify_all();
     }
 
-    /// Has [`Self::close`] been called?
-    pub(super) fn is_closed(&self) -> bool {
-        self.lock().closed
-    }
-
-    /// Blocks for `time`, or until the queue is closed.
-    pub(super) fn wait_closed(&self, time: Duration) {
-        let open = |state: &mut State<M>| !state.closed;
-        drop(self.changed.wait_timeout_while(self.lock(), time, open));
+    /// Blocks for `time`, or until `crew` is no longer needed: relieved, or the queue closed. Returns whether it still is.
+    pub(super) fn is_needed_after(&self, crew: Crew, time: Duration) -> bool {
+        let needed = |state: &mut State<M>| !state.closed && state.crew == crew;
+        let waited = self.changed.wait_timeout_while(self.lock(), time, needed);
+        needed(&mut waited.unwrap_or_else(PoisonError::into_inner).0)
     }
 
     fn lock(&self) -> MutexGuard<'_, State<M>> {
@@ -160,8 +180,8 @@ impl<M: Model> BatchQueue<M> {
 
 impl<M: Model> State<M> {
     /// When the turn of a job that came now would be, as far as can be told. An empty queue never refuses.
-    fn estimated_wait(&self, workers: usize) -> Duration {
-        let turns = u32::try_from(self.jobs.len() / workers).unwrap_or(u32::MAX);
+    fn estimated_wait(&self) -> Duration {
+        let turns = u32::try_from(self.jobs.len() / self.workers).unwrap_or(u32::MAX);
         self.time_per_job.map_or(Duration::ZERO, |time| time.saturating_mul(turns))
     }
 }
@@ -184,9 +204,12 @@ mod tests {
     type Receiver = oneshot::Receiver<Result<Answer<u32>, InferenceError>>;
 
     fn queue(max_batch_size: usize, capacity: usize) -> BatchQueue<Echo> {
-        let policy = BatchPolicy { max_batch_size, max_queue_delay: Duration::ZERO };
-        BatchQueue::new(policy, capacity, 1, QueueMetrics::default())
+        let queue = BatchQueue::new(capacity, QueueMetrics::default());
+        assert_eq!(queue.relieve(BatchPolicy { max_batch_size, max_queue_delay: Duration::ZERO }, 1), CREW);
+        queue
     }
+
+    const CREW: Crew = Crew(1);
 
     fn job(input: u32, time: Duration) -> (Job<Echo>, Receiver) {
         let (reply, answer) = oneshot::channel();
@@ -211,8 +234,25 @@ mod tests {
                 answer
             })
             .collect();
-        assert_eq!(inputs(&queue.next_batch().unwrap()), [0, 1]);
-        assert_eq!(inputs(&queue.next_batch().unwrap()), [2]);
+        assert_eq!(inputs(&queue.next_batch(CREW).unwrap()), [0, 1]);
+        assert_eq!(inputs(&queue.next_batch(CREW).unwrap()), [2]);
+    }
+
+    #[test]
+    fn a_crew_that_was_relieved_takes_nothing_and_the_next_one_everything() {
+        let queue = queue(1, 10);
+        let _answers: Vec<_> = (0..3)
+            .map(|input| {
+                let (job, answer) = job(input, LONG);
+                queue.push(job).unwrap();
+                answer
+            })
+            .collect();
+        assert_eq!(inputs(&queue.next_batch(CREW).unwrap()), [0]);
+        let next = queue.relieve(BatchPolicy { max_batch_size: 8, max_queue_delay: Duration::ZERO }, 1);
+        assert!(queue.next_batch(CREW).is_none());
+        assert!(!queue.is_needed_after(CREW, LONG) && queue.is_needed_after(next, Duration::ZERO));
+        assert_eq!(inputs(&queue.next_batch(next).unwrap()), [1, 2], "by the new crew's policy");
     }
 
     #[test]
@@ -230,8 +270,8 @@ mod tests {
         queue.push(first).unwrap();
         queue.close();
         assert_eq!(queue.push(job(2, LONG).0), Err(InferenceError::Closed));
-        assert_eq!(inputs(&queue.next_batch().unwrap()), [1]);
-        assert!(queue.next_batch().is_none());
+        assert_eq!(inputs(&queue.next_batch(CREW).unwrap()), [1]);
+        assert!(queue.next_batch(CREW).is_none());
     }
 
     #[test]
@@ -246,7 +286,7 @@ mod tests {
         let (live, _live_answer) = job(3, LONG);
         queue.push(live).unwrap();
         std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
-        assert_eq!(inputs(&queue.next_batch().unwrap()), [3]);
+        assert_eq!(inputs(&queue.next_batch(CREW).unwrap()), [3]);
         let late_answer = late_answer.try_recv().unwrap();
         assert!(matches!(late_answer, Err(InferenceError::DeadlineExceeded)));
         assert_eq!(queue.metrics.dropped(DropReason::ClientGone).get(), 1);

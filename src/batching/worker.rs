@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::queue::Waiting;
-use super::{Answer, BatchQueue, InferenceError, Model};
+use super::{Answer, BatchQueue, Crew, InferenceError, Model};
 
 /// Between two attempts to rebuild a model after a failed run; doubled each time, up to the second figure.
 const REBUILD_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -43,7 +43,7 @@ impl std::fmt::Display for Straggler {
 }
 
 impl Worker {
-    /// Starts a thread that serves `queue` with `model` until the queue is closed and empty.
+    /// Starts a thread that serves `queue` with `model` until its crew is relieved, or the queue is closed and empty.
     /// After a failed run the model is replaced by what `rebuild` returns.
     ///
     /// # Errors
@@ -51,13 +51,14 @@ impl Worker {
     pub fn spawn<M: Model>(
         name: String,
         queue: Arc<BatchQueue<M>>,
+        crew: Crew,
         model: M,
         rebuild: impl Fn() -> Result<M, String> + Send + 'static,
     ) -> std::io::Result<Self> {
         let state = Arc::new(WorkerState::default());
         let thread_state = Arc::clone(&state);
         let thread_name = name.clone();
-        let run = move || work(&thread_name, &queue, model, rebuild, &thread_state);
+        let run = move || work(&thread_name, &queue, crew, model, rebuild, &thread_state);
         let thread = std::thread::Builder::new().name(name.clone()).spawn(run)?;
         Ok(Self { name, thread, state })
     }
@@ -85,12 +86,13 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 fn work<M: Model>(
     name: &str,
     queue: &BatchQueue<M>,
+    crew: Crew,
     model: M,
     rebuild: impl Fn() -> Result<M, String>,
     state: &WorkerState,
 ) {
     let mut model = Some(model);
-    while let Some(batch) = queue.next_batch() {
+    while let Some(batch) = queue.next_batch(crew) {
         let Some(ready) = model.as_mut() else { return };
         *lock(&state.busy_since) = Some(Instant::now());
         let healthy = run_batch(name, queue, ready, batch);
@@ -98,7 +100,7 @@ fn work<M: Model>(
         if !healthy {
             // Dropped before its successor is built: two sessions may not fit on one device.
             drop(model.take());
-            model = rebuild_until_it_works(name, queue, &rebuild, state);
+            model = rebuild_until_it_works(name, queue, crew, &rebuild, state);
         }
     }
 }
@@ -138,10 +140,11 @@ fn run_batch<M: Model>(name: &str, queue: &BatchQueue<M>, model: &mut M, batch: 
     }
 }
 
-/// `None` when the queue was closed first.
+/// `None` when the crew was no longer needed.
 fn rebuild_until_it_works<M: Model>(
     name: &str,
     queue: &BatchQueue<M>,
+    crew: Crew,
     rebuild: &impl Fn() -> Result<M, String>,
     state: &WorkerState,
 ) -> Option<M> {
@@ -159,8 +162,7 @@ fn rebuild_until_it_works<M: Model>(
                 *lock(&state.broken) = Some(cause);
             }
         }
-        queue.wait_closed(delay);
-        if queue.is_closed() {
+        if !queue.is_needed_after(crew, delay) {
             return None;
         }
         delay = (delay * 2).min(longest);
@@ -210,10 +212,11 @@ mod tests {
 
     fn start(max_batch_size: usize, gate: Option<mpsc::Receiver<()>>) -> (Arc<BatchQueue<Doubler>>, Worker) {
         let policy = BatchPolicy { max_batch_size, max_queue_delay: Duration::ZERO };
-        let queue = Arc::new(BatchQueue::new(policy, 100, 1, QueueMetrics::default()));
+        let queue = Arc::new(BatchQueue::new(100, QueueMetrics::default()));
+        let crew = queue.relieve(policy, 1);
         let rebuild = || Ok(Doubler { gate: None, generation: 2 });
         let model = Doubler { gate, generation: 1 };
-        let worker = Worker::spawn("worker-0".to_owned(), Arc::clone(&queue), model, rebuild).unwrap();
+        let worker = Worker::spawn("worker-0".to_owned(), Arc::clone(&queue), crew, model, rebuild).unwrap();
         (queue, worker)
     }
 

@@ -124,7 +124,8 @@ impl<B: Binding> Engine<B> {
         let mut policy = settings.batch_policy;
         policy.max_batch_size = first.batch_sizes.last().copied().unwrap_or(1);
         let metrics = context.metrics.queue(source.model, source.graph);
-        let queue = Arc::new(BatchQueue::new(policy, settings.max_queue_size, settings.instances, metrics));
+        let queue = Arc::new(BatchQueue::new(settings.max_queue_size, metrics));
+        let crew = queue.relieve(policy, settings.instances);
         let info = GraphInfo {
             file: source.file.strip_prefix(source.folder).unwrap_or(source.file).display().to_string(),
             provider: opener.options.provider,
@@ -149,7 +150,7 @@ impl<B: Binding> Engine<B> {
             let opener = opener.clone();
             let rebuild = move || opener.open().map(|warmed| warmed.model).map_err(|error| error.to_string());
             let name = format!("{}/{}/{instance}", source.model, source.graph);
-            let worker = Worker::spawn(name, Arc::clone(&queue), model, rebuild)
+            let worker = Worker::spawn(name, Arc::clone(&queue), crew, model, rebuild)
                 .map_err(|error| LoadError::System(format!("no worker thread could be started: {error}")))?;
             workers.push(worker);
         }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::api::{self, Admission, AppState, Connections};
@@ -14,6 +15,9 @@ use crate::models::{LoadContext, Registry};
 use crate::preprocess::DecodeLimits;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::telemetry::{Metrics, SharedMetrics};
+
+/// How long the end waits for a measurement to notice it.
+const LAST_MEASUREMENT: Duration = Duration::from_secs(2);
 
 /// How the server is told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +84,7 @@ pub async fn run(
     };
     let connections = Connections::new(&config.limits, metrics);
     let router = api::router(state.clone());
-    let loaded = load_in_background(Arc::clone(&registry), context, on_ready);
+    let mut loading = load_in_background(Arc::clone(&registry), context, on_ready);
     let stopped = async {
         let how = shutdown.await;
         state.draining.store(true, Ordering::Release);
@@ -92,24 +96,36 @@ pub async fn run(
     tokio::select! {
         () = connections.accept(&listener, &router) => {}
         () = stopped => {}
-        error = loaded => return Err(error),
+        error = failure(&mut loading) => return Err(error),
     }
     drop(listener);
-    drain(connections, &registry, config.shutdown).await
+    let drained = drain(connections, &registry, config.shutdown).await;
+    // A measurement in its last run; a model that is still loading is not waited for.
+    if !loading.is_finished() {
+        let _ = timeout(LAST_MEASUREMENT, loading).await;
+    }
+    drained
 }
 
-/// Resolves only if the start must not go on.
-async fn load_in_background(
+type Loading = JoinHandle<Result<(), RuntimeError>>;
+
+/// Loads the models, and then measures how they are best run.
+fn load_in_background(
     registry: Arc<Registry>,
     context: LoadContext,
     on_ready: impl FnOnce(&Registry) + Send + 'static,
-) -> ServerError {
-    let load = move || {
+) -> Loading {
+    tokio::task::spawn_blocking(move || {
         registry.load_all(&context)?;
         on_ready(&registry);
-        Ok::<_, RuntimeError>(())
-    };
-    match tokio::task::spawn_blocking(load).await {
+        registry.tune_all();
+        Ok(())
+    })
+}
+
+/// Resolves only if the start must not go on.
+async fn failure(loading: &mut Loading) -> ServerError {
+    match loading.await {
         Ok(Ok(())) => std::future::pending().await,
         Ok(Err(error)) => error.into(),
         Err(error) => ServerError::System(format!("loading models: {error}")),

@@ -165,6 +165,11 @@ impl<M: Model> BatchQueue<M> {
         self.changed.notify_all();
     }
 
+    /// Has [`Self::close`] been called?
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     /// Blocks for `time`, or until `crew` is no longer needed: relieved, or the queue closed. Returns whether it still is.
     pub(super) fn is_needed_after(&self, crew: Crew, time: Duration) -> bool {
         let needed = |state: &mut State<M>| !state.closed && state.crew == crew;

@@ -66,10 +66,34 @@ pub struct ModelSettings {
     pub batch_policy: BatchPolicy,
     /// Most jobs that may wait.
     pub max_queue_size: usize,
-    /// Sessions per graph.
-    pub instances: usize,
-    /// Inference threads per session.
-    pub threads: usize,
+    /// Sessions per graph; `None`: the server chooses.
+    pub instances: Option<usize>,
+    /// Inference threads per session; `None`: the usable cores divided by the sessions.
+    pub threads: Option<usize>,
+    /// What is looked for by measuring where a setting is left open.
+    pub tuning: TuningSettings,
+}
+
+/// What `auto` may choose by measuring, and what it may not pay for speed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TuningSettings {
+    /// `None`: nothing is measured, and the first choice stays.
+    pub objective: Option<Objective>,
+    /// For throughput: how many times the lowest latency of a single image a choice may have.
+    pub latency_bound: f64,
+    /// How far a probability may move from that of f32.
+    pub max_shift: f64,
+    /// The best label must stay where f32 has it ahead by more than this.
+    pub margin: f64,
+}
+
+/// What a choice is judged by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Objective {
+    /// Images per second.
+    Throughput,
+    /// The time of a single image.
+    Latency,
 }
 
 /// Bounds of what requests may bring, one by one and all together.
@@ -165,14 +189,14 @@ impl Config {
                 "json" => Ok(LogFormat::Json),
                 _ => Err("must be auto, human or json".to_owned()),
             }),
-            model_defaults: ModelSettings::read(&mut top, cores),
+            model_defaults: ModelSettings::read(&mut top),
             models: sources
                 .models
                 .iter()
                 .map(|(model, table)| {
                     let tables = [&sources.command_line, table, &sources.file];
                     let mut reader = Reader::new(&tables, Some(model), &mut mistakes);
-                    (model.clone(), ModelSettings::read(&mut reader, cores))
+                    (model.clone(), ModelSettings::read(&mut reader))
                 })
                 .collect(),
         };
@@ -200,8 +224,7 @@ impl Default for Config {
 }
 
 impl ModelSettings {
-    fn read(reader: &mut Reader<'_>, cores: usize) -> Self {
-        let instances = reader.at_least_one("instances");
+    fn read(reader: &mut Reader<'_>) -> Self {
         Self {
             device: reader.parsed("device", |text| match text {
                 "auto" => Ok(None),
@@ -222,9 +245,25 @@ impl ModelSettings {
                 max_queue_delay: reader.milliseconds("max_queue_delay_ms"),
             },
             max_queue_size: reader.at_least_one("max_queue_size"),
-            instances,
-            threads: reader.optional_at_least_one("threads").unwrap_or((cores / instances).max(1)),
+            instances: reader.optional_at_least_one("instances"),
+            threads: reader.optional_at_least_one("threads"),
+            tuning: TuningSettings {
+                objective: reader.parsed("tune", |text| match text {
+                    "off" => Ok(None),
+                    "throughput" => Ok(Some(Objective::Throughput)),
+                    "latency" => Ok(Some(Objective::Latency)),
+                    _ => Err("must be throughput, latency or off".to_owned()),
+                }),
+                latency_bound: reader.number("tune_latency_bound", 1.0, 1000.0),
+                max_shift: reader.number("tune_max_shift", 0.0, 1.0),
+                margin: reader.number("tune_margin", 0.0, 1.0),
+            },
         }
+    }
+
+    /// Inference threads of each of `instances` sessions.
+    pub fn threads_for(&self, instances: usize) -> usize {
+        self.threads.unwrap_or((usable_cores() / instances).max(1))
     }
 }
 
@@ -297,6 +336,13 @@ impl<'a> Reader<'a> {
         self.checked(key, |text| match text.parse() {
             Ok(number @ 1..=1_000_000_000) => Ok(number),
             _ => Err("must be a whole number from 1 to 1000000000".to_owned()),
+        })
+    }
+
+    fn number(&mut self, key: &str, least: f64, most: f64) -> f64 {
+        self.parsed(key, |text| match text.parse::<f64>() {
+            Ok(number) if (least..=most).contains(&number) => Ok(number),
+            _ => Err(format!("must be a number from {least} to {most}")),
         })
     }
 

@@ -18,8 +18,9 @@ fn check(arguments: &[&str], file: &str) -> Result<Config, Vec<String>> {
 fn defaults_are_valid() {
     let config = Config::default();
     assert_eq!(config.listen.port(), 8080);
-    assert_eq!(config.model("anything").instances, 1);
-    assert_eq!(config.model_defaults.threads, usable_cores());
+    assert_eq!(config.model("anything").instances, None);
+    assert_eq!(config.model_defaults.threads_for(1), usable_cores());
+    assert_eq!(config.model_defaults.tuning.objective, Some(Objective::Throughput));
 }
 
 #[test]

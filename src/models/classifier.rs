@@ -74,9 +74,19 @@ impl Classifier {
         Ok((top_k(&scores, &self.labels, k), timings))
     }
 
+    /// Measures how the graph is best run, and goes over to that. Blocks for some seconds.
+    pub(super) fn tune(&self) {
+        let function = match self.function_to_apply {
+            // Logits are no probabilities; their softmax moves with them.
+            FunctionToApply::None => FunctionToApply::Softmax,
+            function => function,
+        };
+        self.encoder.tune(&|rows| rows.iter().map(|logits| function.apply(logits)).collect());
+    }
+
     /// The graph.
     pub(super) fn graphs(&self) -> Vec<GraphInfo> {
-        vec![self.encoder.engine.info.clone()]
+        vec![self.encoder.engine.info()]
     }
 
     /// Why the model cannot answer at present, if it cannot.

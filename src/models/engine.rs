@@ -3,59 +3,20 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
-use ndarray::{Array2, Axis};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
+use super::opener::{Binding, GraphModel, Opener, Plan, Warmed, first_plan, providers};
+use super::tuning::{Tuning, TuningCache};
 use super::{LoadContext, LoadError, Stop, Ticket};
-use crate::batching::{Answer, BatchQueue, InferenceError, Job, Model, Straggler, Worker};
+use crate::batching::{Answer, BatchQueue, InferenceError, Job, Straggler, Worker};
 use crate::config::ModelSettings;
-use crate::runtime::{ExecutionProvider, Graph, OnnxFile, Precision, RuntimeError, SessionOptions, Tensor, TensorSpec};
-
-/// How a graph takes a batch of one kind of item. Made once a graph's inputs are known.
-pub(super) trait Binding: Clone + Send + Sync + 'static {
-    /// What the queue holds.
-    type Item: Clone + Send + 'static;
-
-    /// Finds the inputs that such items go to, and what fills those of the other encoder in a combined graph.
-    fn bind(&self, inputs: &[TensorSpec]) -> Result<Self, String>;
-    /// The batch size that the graph insists on, if it does.
-    fn fixed_batch_size(&self) -> Option<usize>;
-    /// `(smallest, largest)` shape of `input` without the batch dimension.
-    fn shape_range(&self, input: &TensorSpec) -> (Vec<usize>, Vec<usize>);
-    /// Puts a batch together.
-    fn stack<'a>(&'a self, batch: &[Self::Item]) -> Vec<(&'a str, Tensor)>;
-    /// Items to warm up with: the shapes that the graph will meet.
-    fn samples(&self) -> Vec<Self::Item>;
-}
-
-/// One session of an engine.
-pub(super) struct GraphModel<B: Binding> {
-    graph: Graph,
-    binding: B,
-    output: String,
-}
-
-impl<B: Binding> Model for GraphModel<B> {
-    type Input = B::Item;
-    type Output = Vec<f32>;
-
-    fn run(&mut self, batch: &[B::Item]) -> Result<Vec<Vec<f32>>, String> {
-        let rows = self.rows(batch).map_err(|error| error.to_string())?;
-        Ok(rows.axis_iter(Axis(0)).take(batch.len()).map(|row| row.to_vec()).collect())
-    }
-}
-
-impl<B: Binding> GraphModel<B> {
-    fn rows(&mut self, batch: &[B::Item]) -> Result<Array2<f32>, RuntimeError> {
-        self.graph.run(self.binding.stack(batch), &self.output)
-    }
-}
+use crate::runtime::{ExecutionProvider, OnnxFile, Precision, RuntimeError};
 
 /// What `GET /v1/models` tells of one graph.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -80,6 +41,9 @@ pub struct GraphInfo {
     pub instances: usize,
     /// Inference threads per session.
     pub threads: usize,
+    /// What was measured to choose all this, where it was left open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tuning: Option<Tuning>,
     /// Every batch size that was run before the model was called ready, and no other will be.
     pub batch_sizes_warmed: Vec<usize>,
     /// SHA-256 of the graph's file and its external data, in hexadecimal.
@@ -88,11 +52,25 @@ pub struct GraphInfo {
 
 /// A queue and its workers.
 pub(super) struct Engine<B: Binding> {
-    queue: Arc<BatchQueue<GraphModel<B>>>,
-    workers: Vec<Worker>,
-    pub(super) info: GraphInfo,
+    /// The model's name and the graph's, for the log.
+    pub(super) name: (String, &'static str),
+    pub(super) opener: Opener<B>,
+    pub(super) settings: ModelSettings,
+    /// Where a choice is kept that tuning makes.
+    pub(super) cache: TuningCache,
     /// Values per answer.
     pub(super) output_width: usize,
+    queue: Arc<BatchQueue<GraphModel<B>>>,
+    running: RwLock<Running>,
+}
+
+/// The present crew of workers.
+struct Running {
+    workers: Vec<Worker>,
+    /// Of crews before, until they have ended.
+    relieved: Vec<Worker>,
+    plan: Plan,
+    info: GraphInfo,
 }
 
 /// Which graph of which model, and what is wanted of it.
@@ -114,59 +92,121 @@ pub(super) struct EngineSource<'a> {
 impl<B: Binding> Engine<B> {
     /// Opens and warms the sessions one after the other and starts their workers.
     pub(super) fn start(context: &LoadContext, source: &EngineSource<'_>, binding: &B) -> Result<Self, LoadError> {
-        let started = Instant::now();
         let file = OnnxFile::read(source.file)?;
         let sha256 = content_hash(source.file, &file)
             .map_err(|error| LoadError::System(format!("{}: {error}", source.file.display())))?;
-        let (opener, first) = Opener::choose(context, source, binding)?;
-        let (nodes, nodes_on_cpu) = first.model.graph.node_counts();
         let settings = source.settings;
-        let mut policy = settings.batch_policy;
-        policy.max_batch_size = first.batch_sizes.last().copied().unwrap_or(1);
-        let metrics = context.metrics.queue(source.model, source.graph);
-        let queue = Arc::new(BatchQueue::new(settings.max_queue_size, metrics));
-        let crew = queue.relieve(policy, settings.instances);
+        let cache = TuningCache::new(&context.cache_dir, &sha256, &context.runtime.library, settings);
+        let opener = Opener {
+            context: context.clone(),
+            binding: binding.clone(),
+            file: source.file.to_path_buf(),
+            outputs: source.outputs,
+            device_id: settings.device_id,
+        };
+        let First { plan, warmed, reason, tuning } = First::open(&opener, source, &cache)?;
+        let queue = BatchQueue::new(settings.max_queue_size, context.metrics.queue(source.model, source.graph));
+        let (nodes, nodes_on_cpu) = warmed.model.graph.node_counts();
         let info = GraphInfo {
             file: source.file.strip_prefix(source.folder).unwrap_or(source.file).display().to_string(),
-            provider: opener.options.provider,
-            provider_reason: opener.reason.clone(),
+            provider: plan.provider,
+            provider_reason: reason.clone(),
             nodes,
             nodes_on_cpu,
-            precision: opener.options.precision,
+            precision: plan.precision,
             parameters: file.parameters,
-            instances: settings.instances,
-            threads: settings.threads,
-            batch_sizes_warmed: first.batch_sizes.clone(),
+            instances: plan.instances,
+            threads: plan.threads,
+            tuning: None,
+            batch_sizes_warmed: Vec::new(),
             sha256,
         };
-        let output_width = first.output_width;
-        let mut first = Some(first.model);
-        let mut workers = Vec::with_capacity(settings.instances);
-        for instance in 0..settings.instances {
-            let model = match first.take() {
-                Some(model) => model,
-                None => opener.open()?.model,
-            };
-            let opener = opener.clone();
-            let rebuild = move || opener.open().map(|warmed| warmed.model).map_err(|error| error.to_string());
-            let name = format!("{}/{}/{instance}", source.model, source.graph);
-            let worker = Worker::spawn(name, Arc::clone(&queue), crew, model, rebuild)
+        let engine = Self {
+            name: (source.model.to_owned(), source.graph),
+            opener,
+            settings: settings.clone(),
+            cache,
+            output_width: warmed.output_width,
+            queue: Arc::new(queue),
+            running: RwLock::new(Running { workers: Vec::new(), relieved: Vec::new(), plan, info }),
+        };
+        engine.run(plan, vec![warmed], reason, tuning)?;
+        Ok(engine)
+    }
+
+    /// Starts the workers of `plan`, which relieve those that there are; `warmed` are sessions that are open already.
+    pub(super) fn run(
+        &self,
+        plan: Plan,
+        mut warmed: Vec<Warmed<B>>,
+        reason: String,
+        tuning: Option<Tuning>,
+    ) -> Result<(), LoadError> {
+        let started = Instant::now();
+        while warmed.len() < plan.instances {
+            warmed.push(self.opener.open(&plan)?);
+        }
+        let Some(first) = warmed.first() else { return Ok(()) };
+        let (batch_sizes_warmed, (nodes, nodes_on_cpu)) = (first.batch_sizes.clone(), first.model.graph.node_counts());
+        let mut policy = self.settings.batch_policy;
+        policy.max_batch_size = batch_sizes_warmed.last().copied().unwrap_or(1);
+        let crew = self.queue.relieve(policy, plan.instances);
+        let mut workers = Vec::with_capacity(plan.instances);
+        for (instance, Warmed { model, .. }) in warmed.into_iter().enumerate() {
+            let opener = self.opener.clone();
+            let rebuild = move || opener.open(&plan).map(|warmed| warmed.model).map_err(|error| error.to_string());
+            let name = format!("{}/{}/{instance}", self.name.0, self.name.1);
+            let worker = Worker::spawn(name, Arc::clone(&self.queue), crew, model, rebuild)
                 .map_err(|error| LoadError::System(format!("no worker thread could be started: {error}")))?;
             workers.push(worker);
         }
         tracing::info!(
-            model = source.model,
-            graph = source.graph,
-            provider = info.provider.name(),
-            reason = info.provider_reason,
-            precision = info.precision.name(),
-            instances = info.instances,
-            threads = info.threads,
+            model = self.name.0,
+            graph = self.name.1,
+            provider = plan.provider.name(),
+            reason,
+            precision = plan.precision.name(),
+            instances = plan.instances,
+            threads = plan.threads,
+            max_batch_size = policy.max_batch_size,
             nodes_on_cpu,
             seconds = started.elapsed().as_secs_f32(),
             "graph is warm"
         );
-        Ok(Self { queue, workers, info, output_width })
+        let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
+        let relieved = std::mem::replace(&mut running.workers, workers);
+        running.relieved.extend(relieved);
+        running.relieved.retain(|worker| !worker.is_finished());
+        running.plan = plan;
+        running.info = GraphInfo {
+            provider: plan.provider,
+            provider_reason: reason,
+            nodes,
+            nodes_on_cpu,
+            precision: plan.precision,
+            instances: plan.instances,
+            threads: plan.threads,
+            tuning,
+            batch_sizes_warmed,
+            ..running.info.clone()
+        };
+        Ok(())
+    }
+
+    /// Notes what tuning found where it changed nothing.
+    pub(super) fn note(&self, reason: String, tuning: Tuning) {
+        let info = &mut self.running.write().unwrap_or_else(PoisonError::into_inner).info;
+        (info.provider_reason, info.tuning) = (reason, Some(tuning));
+    }
+
+    /// How the graph is run at present.
+    pub(super) fn plan(&self) -> Plan {
+        self.running.read().unwrap_or_else(PoisonError::into_inner).plan
+    }
+
+    /// What there is to tell of the graph.
+    pub(super) fn info(&self) -> GraphInfo {
+        self.running.read().unwrap_or_else(PoisonError::into_inner).info.clone()
     }
 
     /// Puts an item into the queue. The answer comes through the channel, which closes unanswered only if the worker is lost.
@@ -178,7 +218,12 @@ impl<B: Binding> Engine<B> {
 
     /// Why the engine cannot answer at present, if it cannot.
     pub(super) fn broken(&self) -> Option<String> {
-        self.workers.iter().find_map(Worker::broken)
+        self.running.read().unwrap_or_else(PoisonError::into_inner).workers.iter().find_map(Worker::broken)
+    }
+
+    /// Has the engine been told to stop?
+    pub(super) fn is_closed(&self) -> bool {
+        self.queue.is_closed()
     }
 }
 
@@ -188,7 +233,9 @@ impl<B: Binding> Stop for Engine<B> {
     }
 
     fn stragglers(&self) -> Vec<Straggler> {
-        self.workers.iter().filter(|worker| !worker.is_finished()).map(Worker::straggler).collect()
+        let running = self.running.read().unwrap_or_else(PoisonError::into_inner);
+        let workers = running.workers.iter().chain(&running.relieved);
+        workers.filter(|worker| !worker.is_finished()).map(Worker::straggler).collect()
     }
 }
 
@@ -205,7 +252,15 @@ pub(super) struct Pending(oneshot::Receiver<Result<Answer<Vec<f32>>, InferenceEr
 impl Pending {
     /// Waits for the answer.
     pub(super) async fn answer(self) -> Result<Answer<Vec<f32>>, InferenceError> {
-        let answer = self.0.await.unwrap_or(Err(InferenceError::Closed))?;
+        Self::check(self.0.await.unwrap_or(Err(InferenceError::Closed))?)
+    }
+
+    /// Waits for the answer, off the async runtime.
+    pub(super) fn blocking_answer(self) -> Result<Answer<Vec<f32>>, InferenceError> {
+        Self::check(self.0.blocking_recv().unwrap_or(Err(InferenceError::Closed))?)
+    }
+
+    fn check(answer: Answer<Vec<f32>>) -> Result<Answer<Vec<f32>>, InferenceError> {
         if answer.output.iter().any(|value| value.is_nan()) {
             return Err(InferenceError::Failed("the graph's output is not a number (NaN)".to_owned()));
         }
@@ -213,48 +268,33 @@ impl Pending {
     }
 }
 
-/// Opens sessions of one graph, always with the same options.
-#[derive(Clone)]
-struct Opener<B: Binding> {
-    context: LoadContext,
-    binding: B,
-    file: std::path::PathBuf,
-    outputs: &'static [&'static str],
-    options: SessionOptions,
+/// What a graph is served with first: the choice of an earlier start, or the first plan that works.
+struct First<B: Binding> {
+    plan: Plan,
+    warmed: Warmed<B>,
     reason: String,
+    tuning: Option<Tuning>,
 }
 
-/// A session that has run every batch size it will be given.
-struct Warmed<B: Binding> {
-    model: GraphModel<B>,
-    batch_sizes: Vec<usize>,
-    output_width: usize,
-}
-
-impl<B: Binding> Opener<B> {
-    /// Takes the provider that the settings name, or the first that works.
-    fn choose(context: &LoadContext, source: &EngineSource<'_>, binding: &B) -> Result<(Self, Warmed<B>), LoadError> {
+impl<B: Binding> First<B> {
+    fn open(opener: &Opener<B>, source: &EngineSource<'_>, cache: &TuningCache) -> Result<Self, LoadError> {
         let settings = source.settings;
+        if let Some((plan, tuning)) = cache.read().filter(|_| settings.tuning.objective.is_some()) {
+            match opener.open(&plan) {
+                Ok(warmed) => {
+                    let reason = "auto: measured at an earlier start".to_owned();
+                    return Ok(Self { plan, warmed, reason, tuning: Some(tuning) });
+                }
+                Err(error) => {
+                    tracing::warn!(model = source.model, %error, "the choice of an earlier start no longer works")
+                }
+            }
+        }
         let mut failures = Vec::new();
-        for provider in candidates(context, settings) {
-            let opener = Self {
-                context: context.clone(),
-                binding: binding.clone(),
-                file: source.file.to_path_buf(),
-                outputs: source.outputs,
-                options: SessionOptions {
-                    provider,
-                    precision: settings.precision.unwrap_or_else(|| provider.default_precision()),
-                    threads: settings.threads,
-                    device_id: settings.device_id,
-                    max_batch_size: settings.batch_policy.max_batch_size,
-                    input_shapes: Vec::new(),
-                    cache_dir: context.cache_dir.clone(),
-                },
-                reason: reason(settings, &failures),
-            };
-            match opener.with_input_shapes().and_then(|opener| opener.open().map(|warmed| (opener, warmed))) {
-                Ok(opened) => return Ok(opened),
+        for provider in providers(&opener.context, settings) {
+            let plan = first_plan(settings, provider);
+            match opener.open(&plan) {
+                Ok(warmed) => return Ok(Self { plan, warmed, reason: reason(settings, &failures), tuning: None }),
                 Err(error) if settings.device.is_some() => return Err(error),
                 Err(error) => {
                     let provider = provider.name();
@@ -272,80 +312,6 @@ impl<B: Binding> Opener<B> {
             |(_, error)| error,
         ))
     }
-
-    /// TensorRT must be told every shape before it compiles.
-    fn with_input_shapes(mut self) -> Result<Self, LoadError> {
-        if self.options.provider == ExecutionProvider::TensorRt {
-            let inputs = Graph::inspect(&self.context.runtime, &self.file)?;
-            let binding = self.bind(&inputs)?;
-            let shapes = inputs.iter().map(|input| {
-                let (min, max) = binding.shape_range(input);
-                (input.name.clone(), min, max)
-            });
-            self.options.input_shapes = shapes.collect();
-        }
-        Ok(self)
-    }
-
-    fn bind(&self, inputs: &[TensorSpec]) -> Result<B, LoadError> {
-        let binding = self.binding.bind(inputs);
-        binding.map_err(|problem| RuntimeError::Graph(format!("{}: {problem}", self.file.display())).into())
-    }
-
-    /// Opens a session and runs every batch size that it will be given.
-    fn open(&self) -> Result<Warmed<B>, LoadError> {
-        let graph = Graph::open(&self.context.runtime, &self.file, &self.options)?;
-        let binding = self.bind(graph.inputs())?;
-        let output = self.find_output(&graph)?;
-        let batch_sizes = match binding.fixed_batch_size() {
-            Some(size) => vec![size],
-            None => (1..=self.options.max_batch_size).collect(),
-        };
-        let mut model = GraphModel { graph, binding, output };
-        let mut output_width = 0;
-        for &size in &batch_sizes {
-            for sample in model.binding.samples() {
-                let rows = model.rows(&vec![sample; size])?;
-                if rows.nrows() != size {
-                    let (file, rows) = (self.file.display(), rows.nrows());
-                    let problem = format!("{file}: a batch of {size} gave {rows} answers");
-                    return Err(RuntimeError::Graph(problem).into());
-                }
-                output_width = rows.ncols();
-            }
-        }
-        Ok(Warmed { model, batch_sizes, output_width })
-    }
-
-    /// The output by its name; a graph with one output may call it what it likes.
-    fn find_output(&self, graph: &Graph) -> Result<String, LoadError> {
-        let outputs = graph.outputs();
-        let named = |name: &&&str| outputs.iter().any(|output| output.name == **name);
-        if let Some(name) = self.outputs.iter().find(named) {
-            return Ok((*name).to_owned());
-        }
-        let expected = self.outputs.join("' or '");
-        if let [only] = outputs {
-            tracing::info!(file = %self.file.display(), output = only.name, expected, "took the only output");
-            return Ok(only.name.clone());
-        }
-        let names: Vec<_> = outputs.iter().map(|output| output.name.as_str()).collect();
-        let file = self.file.display();
-        Err(RuntimeError::Graph(format!("{file}: has no output '{expected}', but {}", names.join(", "))).into())
-    }
-}
-
-/// The provider that was named, or those that `auto` tries, fastest first. TensorRT is not among them: it compiles for
-/// minutes, which nobody should meet without having asked for it.
-fn candidates(context: &LoadContext, settings: &ModelSettings) -> Vec<ExecutionProvider> {
-    if let Some(named) = settings.device {
-        return vec![named];
-    }
-    [ExecutionProvider::Cuda, ExecutionProvider::OpenVino, ExecutionProvider::Cpu]
-        .into_iter()
-        .filter(|provider| context.runtime.providers.contains(provider))
-        .filter(|provider| settings.precision.is_none_or(|precision| provider.refuses(precision).is_none()))
-        .collect()
 }
 
 fn reason(settings: &ModelSettings, failures: &[(&str, LoadError)]) -> String {

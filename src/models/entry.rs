@@ -34,6 +34,17 @@ impl LoadedModel {
         }
     }
 
+    fn tune(&self, name: &str) {
+        match self {
+            Self::Classifier(model) => model.tune(),
+            Self::ZeroShot(model) => {
+                if let Err(error) = model.tune() {
+                    tracing::warn!(model = name, %error, "tuning was given up");
+                }
+            }
+        }
+    }
+
     fn stop(&self) -> &dyn Stop {
         match self {
             Self::Classifier(model) => model.as_ref(),
@@ -114,6 +125,13 @@ impl Entry {
             description.logit_scale = Some(model.scoring.logit_scale);
         }
         ModelInfo { name: name.to_owned(), state, reason, description, graphs }
+    }
+
+    /// Measures how the model is best run, if it is there. Blocks for some seconds.
+    pub(super) fn tune(&self, name: &str) {
+        if let Ok(model) = self.ready() {
+            model.tune(name);
+        }
     }
 
     /// Takes no more work; what waits is still answered.

@@ -6,8 +6,11 @@ use std::time::Instant;
 use bytes::Bytes;
 use ndarray::{Array4, Axis};
 
-use super::engine::{Binding, Engine, EngineSource};
+use super::engine::{Engine, EngineSource};
+use super::opener::Binding;
+use super::probe;
 use super::text_encoder::{TokenBinding, constant_shape};
+use super::tuner::{Probabilities, Probe};
 use super::{LoadContext, LoadError, PredictError, Ticket, Timings};
 use crate::batching::InferenceError;
 use crate::cpu_pool::CpuPool;
@@ -39,6 +42,18 @@ impl ImageEncoder {
             decode_limits: context.decode_limits,
             metrics,
         })
+    }
+
+    /// Measures how the graph is best run; `probabilities` judges its answers to the built-in photos.
+    pub(super) fn tune(&self, probabilities: &Probabilities<'_>) {
+        if self.engine.wants_tuning() {
+            self.engine.tune(&Probe { items: probe::photos(&self.processor), probabilities });
+        }
+    }
+
+    /// The graph's present answers to the built-in photos. Blocks.
+    pub(super) fn probe_answers(&self) -> Result<Vec<Vec<f32>>, PredictError> {
+        Ok(self.engine.answers(&probe::photos(&self.processor))?)
     }
 
     /// The graph's answer to one image.

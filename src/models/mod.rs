@@ -7,9 +7,13 @@ mod folder;
 mod graph_files;
 mod image_encoder;
 mod info;
+mod opener;
+mod probe;
 mod registry;
 mod scoring;
 mod text_encoder;
+mod tuner;
+mod tuning;
 mod zero_shot;
 
 use std::path::PathBuf;
@@ -23,6 +27,7 @@ pub use folder::{DualEncoderFolder, FolderContent, FolderError, ModelFolder, Tas
 pub use info::{ModelInfo, ModelState};
 pub use registry::{LookupError, Registry, StopReport};
 pub use text_encoder::Padding;
+pub use tuning::{Candidate, Speed, Tuning};
 pub use zero_shot::{ZeroShotClassifier, ZeroShotQuestion};
 
 use crate::batching::{InferenceError, Permit, Straggler};

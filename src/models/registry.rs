@@ -123,6 +123,14 @@ impl Registry {
         Ok(())
     }
 
+    /// Measures, model by model, how each is best run where the settings leave that open. Blocks for some seconds a model, in
+    /// which all of them answer; ends early once they are closed.
+    pub fn tune_all(&self) {
+        for (name, entry) in &self.entries {
+            entry.tune(name);
+        }
+    }
+
     /// Loads the one model called `name`. Blocks.
     ///
     /// # Errors

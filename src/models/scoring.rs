@@ -2,8 +2,8 @@
 
 use ndarray::Array2;
 
-use super::engine::Binding;
 use super::folder::DualEncoderFolder;
+use super::opener::Binding;
 use super::text_encoder::TokenBinding;
 use super::{LoadContext, LoadError};
 use crate::postprocess::{FunctionToApply, dot, normalize};

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use futures_util::future::try_join_all;
 use ndarray::Array2;
 
-use super::engine::{Binding, Engine, EngineSource, Pending};
+use super::engine::{Engine, EngineSource, Pending};
 use super::image_encoder::ImageBinding;
+use super::opener::Binding;
+use super::probe;
+use super::tuner::Probe;
 use super::{LoadContext, LoadError, PredictError, Ticket};
 use crate::cpu_pool::CpuPool;
 use crate::postprocess::normalize;
@@ -38,6 +41,28 @@ impl TextEncoder {
             cache: EmbeddingCache::new(context.text_cache_size),
             metrics,
         })
+    }
+
+    /// Embeddings of length 1 of the built-in labels, as computed at present. Blocks.
+    pub(super) fn probe_embeddings(&self) -> Result<Vec<Embedding>, PredictError> {
+        Ok(self.engine.answers(&self.probe_items()?)?.into_iter().map(unit).collect())
+    }
+
+    fn probe_items(&self) -> Result<Vec<Vec<i64>>, PredictError> {
+        Ok(probe::LABELS.iter().map(|label| self.tokenizer.encode(label)).collect::<Result<_, _>>()?)
+    }
+
+    /// Measures how the graph is best run; `scores` makes a row of probabilities an image of the built-in labels' embeddings.
+    pub(super) fn tune(&self, scores: &dyn Fn(&[Embedding]) -> Vec<Vec<f32>>) -> Result<(), PredictError> {
+        let items = self.probe_items()?;
+        let probabilities = |rows: &[Vec<f32>]| scores(&rows.iter().cloned().map(unit).collect::<Vec<_>>());
+        let before = self.engine.plan();
+        self.engine.tune(&Probe { items, probabilities: &probabilities });
+        if self.engine.plan() != before {
+            // Another arithmetic: what is kept must be what would be computed.
+            self.cache.clear();
+        }
+        Ok(())
     }
 
     /// The embeddings of `prompts`, each of length 1, in their order.
@@ -90,14 +115,17 @@ impl TextEncoder {
         let (prompts, pending) = pool.run(submit).await??;
         let answers = try_join_all(pending.into_iter().map(Pending::answer)).await?;
         let embeddings = prompts.into_iter().zip(answers).map(|(prompt, answer)| {
-            let mut embedding = answer.output;
-            normalize(&mut embedding);
-            let embedding = Embedding::from(embedding);
+            let embedding = unit(answer.output);
             self.cache.insert(prompt.clone(), Arc::clone(&embedding));
             (prompt, embedding)
         });
         Ok(embeddings.collect())
     }
+}
+
+fn unit(mut vector: Vec<f32>) -> Embedding {
+    normalize(&mut vector);
+    Embedding::from(vector)
 }
 
 /// Token ids into `input_ids`, `attention_mask` and `token_type_ids [batch, sequence]`, as far as the graph takes them.

@@ -121,9 +121,28 @@ impl ZeroShotClassifier {
         Ok(embeddings.chunks(question.templates.count()).map(mean_direction).collect())
     }
 
+    /// Measures how the graphs are best run, and goes over to that. Blocks for some seconds.
+    pub(super) fn tune(&self) -> Result<(), PredictError> {
+        if !(self.vision.engine.wants_tuning() || self.text.engine.wants_tuning()) {
+            return Ok(());
+        }
+        let labels = self.text.probe_embeddings()?;
+        let images = self.vision.probe_answers()?;
+        let scores = |images: &[Vec<f32>], labels: &[Embedding]| {
+            let score = |image: &Vec<f32>| {
+                let mut image = image.clone();
+                normalize(&mut image);
+                self.scoring.scores(&image, labels)
+            };
+            images.iter().map(score).collect::<Vec<_>>()
+        };
+        self.vision.tune(&|rows| scores(rows, &labels));
+        self.text.tune(&|labels| scores(&images, labels))
+    }
+
     /// Both graphs.
     pub(super) fn graphs(&self) -> Vec<GraphInfo> {
-        vec![self.vision.engine.info.clone(), self.text.engine.info.clone()]
+        vec![self.vision.engine.info(), self.text.engine.info()]
     }
 
     /// Why the model cannot answer at present, if it cannot.

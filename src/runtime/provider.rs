@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 /// What computes a graph.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ExecutionProvider {
     /// ONNX Runtime's own kernels.
@@ -20,7 +20,7 @@ pub enum ExecutionProvider {
 }
 
 /// The arithmetic inside a graph. Inputs and outputs are f32 all the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// The reference.
@@ -60,12 +60,12 @@ impl ExecutionProvider {
         }
     }
 
-    /// The precision taken when none was asked for: the fastest that the hardware computes natively.
-    pub fn default_precision(self) -> Precision {
+    /// The precisions worth measuring when none was asked for: those that the hardware computes natively.
+    pub fn native_precisions(self) -> &'static [Precision] {
         match self {
-            Self::OpenVino if cpu_computes_bf16() => Precision::Bf16,
-            Self::TensorRt => Precision::F16,
-            Self::Cpu | Self::OpenVino | Self::Cuda => Precision::F32,
+            Self::OpenVino if cpu_computes_bf16() => &[Precision::F32, Precision::Bf16],
+            Self::TensorRt => &[Precision::F32, Precision::F16],
+            Self::Cpu | Self::OpenVino | Self::Cuda => &[Precision::F32],
         }
     }
 
@@ -252,7 +252,8 @@ mod tests {
         assert_eq!(ExecutionProvider::TensorRt.refuses(Precision::Bf16), None);
         for provider in ExecutionProvider::ALL {
             assert_eq!(provider.refuses(Precision::F32), None);
-            assert_eq!(provider.refuses(provider.default_precision()), None);
+            let refused = provider.native_precisions().iter().find(|&&precision| provider.refuses(precision).is_some());
+            assert_eq!(refused, None);
             assert_eq!(ExecutionProvider::from_name(provider.name()), Some(provider));
         }
     }

@@ -31,6 +31,11 @@ impl EmbeddingCache {
         self.lock().put(prompt, embedding);
     }
 
+    /// Forgets everything.
+    pub fn clear(&self) {
+        self.lock().clear();
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, LruCache<String, Embedding>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }

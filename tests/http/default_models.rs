@@ -23,6 +23,8 @@ fn server() -> Server {
         let defaults = ocelli::config::Config::default();
         config.models_dir = models;
         config.model_defaults = defaults.model_defaults;
+        // Measuring would go on behind the test and leave its choice in the user's cache.
+        config.model_defaults.tuning.objective = None;
     })
 }
 

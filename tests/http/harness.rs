@@ -48,7 +48,8 @@ pub fn config(models_dir: &Path) -> Config {
     config.shutdown.grace = Duration::ZERO;
     config.model_defaults.device = Some(ExecutionProvider::Cpu);
     config.model_defaults.precision = Some(Precision::F32);
-    config.model_defaults.threads = 1;
+    config.model_defaults.threads = Some(1);
+    config.model_defaults.tuning.objective = None;
     config
 }
 

@@ -105,7 +105,7 @@ fn a_graph_fixed_at_one_image_serves_many_at_a_time() {
 
 #[test]
 fn several_instances_share_one_queue() {
-    let server = Server::start_with(&["tiny-classifier"], |config| config.model_defaults.instances = 3);
+    let server = Server::start_with(&["tiny-classifier"], |config| config.model_defaults.instances = Some(3));
     assert_eq!(server.get_json("/v1/models/tiny-classifier").json["graphs"][0]["instances"], 3);
     std::thread::scope(|scope| {
         for _ in 0..8 {
@@ -144,4 +144,46 @@ fn auto_takes_a_provider_of_the_library_and_says_which() {
     assert_eq!(provider.refuses(precision), None);
     assert!(infos[0].graphs[0].provider_reason.starts_with("auto: "));
     server.assert_serves();
+}
+
+#[test]
+fn what_is_left_open_is_measured_while_the_model_answers_and_kept_for_the_next_start() {
+    let cache = tempfile::tempdir().unwrap();
+    let start = || {
+        Server::start_with(&["tiny-classifier", "tiny-clip"], |config| {
+            config.cache_dir = cache.path().to_path_buf();
+            config.model_defaults = ocelli::config::Config::default().model_defaults;
+        })
+    };
+    let graph =
+        |server: &Server, model: &str| server.get_json(&format!("/v1/models/{model}")).json["graphs"][0].clone();
+    let server = start();
+    server.assert_serves();
+    for model in ["tiny-classifier", "tiny-clip"] {
+        server.wait_until("it has been measured", |server| graph(server, model)["tuning"].is_object());
+        let tuned = graph(&server, model);
+        assert!(tuned["provider_reason"].as_str().unwrap().contains("measured"), "{tuned}");
+        let candidates = tuned["tuning"]["candidates"].as_array().unwrap();
+        let chosen = |candidate: &&serde_json::Value| {
+            ["provider", "precision", "instances", "threads"].iter().all(|key| candidate[key] == tuned[key])
+        };
+        let chosen = candidates.iter().find(chosen).unwrap_or_else(|| panic!("the choice is no candidate: {tuned}"));
+        assert!(chosen["ruled_out"].is_null() && chosen["speeds"][0]["per_second"].as_f64().unwrap() > 0.0, "{chosen}");
+    }
+    server.assert_serves();
+    drop(server);
+    let again = start();
+    let kept = graph(&again, "tiny-classifier");
+    assert_eq!(
+        (&kept["tuning"]["cached"], &kept["provider_reason"]),
+        (&json!(true), &json!("auto: measured at an earlier start"))
+    );
+    again.assert_serves();
+}
+
+#[test]
+fn what_was_asked_for_by_name_is_not_measured() {
+    let server = Server::start(&["tiny-classifier"]);
+    let graph = server.get_json("/v1/models/tiny-classifier").json["graphs"][0].clone();
+    assert!(graph["tuning"].is_null() && graph["provider_reason"] == "asked for", "{graph}");
 }

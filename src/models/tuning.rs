@@ -1,0 +1,249 @@
+//! What `auto` decides by: measurements of plans, the rule that chooses among them, and the cache of its choices.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
+
+use super::opener::Plan;
+use crate::config::{ModelSettings, Objective, TuningSettings};
+use crate::runtime::{ExecutionProvider, Precision};
+
+/// One way to run a graph, as measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Candidate {
+    /// The execution provider.
+    pub provider: ExecutionProvider,
+    /// The arithmetic.
+    pub precision: Precision,
+    /// Sessions.
+    pub instances: usize,
+    /// Inference threads per session.
+    pub threads: usize,
+    /// By batch size; empty if it was ruled out before.
+    pub speeds: Vec<Speed>,
+    /// The furthest that a probability moved from f32's on the built-in photos.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub largest_shift: Option<f64>,
+    /// Why it was ruled out.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ruled_out: Option<String>,
+}
+
+/// How fast one batch size runs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Speed {
+    /// Items per run.
+    pub batch_size: usize,
+    /// Items per second, of all sessions together.
+    pub per_second: f64,
+    /// The fastest run, in milliseconds.
+    pub run_ms: f64,
+}
+
+/// What tuning found for one graph.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Tuning {
+    /// From an earlier start, on the same machine with the same files and settings.
+    #[serde(skip_deserializing, default)]
+    pub cached: bool,
+    /// Everything that was measured.
+    pub candidates: Vec<Candidate>,
+}
+
+impl Candidate {
+    pub(super) fn of(plan: &Plan) -> Self {
+        let Plan { provider, precision, instances, threads, .. } = *plan;
+        Self { provider, precision, instances, threads, speeds: Vec::new(), largest_shift: None, ruled_out: None }
+    }
+
+    fn plan(&self, max_batch_size: usize) -> Plan {
+        let Self { provider, precision, instances, threads, .. } = *self;
+        Plan { provider, precision, instances, threads, max_batch_size }
+    }
+
+    /// The time of a run of the smallest batch, in milliseconds.
+    pub(super) fn single_ms(&self) -> f64 {
+        self.speeds.first().map_or(f64::INFINITY, |speed| speed.run_ms)
+    }
+
+    /// Most items per second at any batch size.
+    pub(super) fn best_per_second(&self) -> f64 {
+        self.speeds.iter().map(|speed| speed.per_second).fold(0.0, f64::max)
+    }
+}
+
+/// Two figures that lie closer than this are taken for equal: the same one moves by as much between two measurements.
+const NOISE: f64 = 0.03;
+
+/// The plan to run, with the largest batch that pays; `None` if nothing could be measured.
+///
+/// For throughput: the most items per second among the candidates whose single-item latency is within the bound. For latency:
+/// the lowest single-item latency. Of equals the first wins, and the smaller batch.
+pub(super) fn choose(candidates: &[Candidate], objective: Objective, latency_bound: f64) -> Option<Plan> {
+    let usable = || candidates.iter().filter(|candidate| candidate.ruled_out.is_none() && !candidate.speeds.is_empty());
+    let fastest = usable().map(Candidate::single_ms).fold(f64::INFINITY, f64::min);
+    let best =
+        usable().filter(|candidate| candidate.single_ms() <= fastest * latency_bound).reduce(|best, other| {
+            let better = match objective {
+                Objective::Throughput => other.best_per_second() > best.best_per_second() * (1.0 + NOISE),
+                Objective::Latency => other.single_ms() < best.single_ms() * (1.0 - NOISE),
+            };
+            if better { other } else { best }
+        })?;
+    let enough = best.best_per_second() * (1.0 - NOISE);
+    let batch = best.speeds.iter().find(|speed| speed.per_second >= enough)?;
+    Some(best.plan(batch.batch_size))
+}
+
+/// Compares probabilities with those of f32, a row an item: the furthest that one moved, and why that is too far, if it is.
+pub(super) fn judge(reference: &[Vec<f32>], rows: &[Vec<f32>], settings: &TuningSettings) -> (f64, Option<String>) {
+    let mut shift: f64 = 0.0;
+    let mut changed = 0;
+    for (wanted, row) in reference.iter().zip(rows) {
+        for (a, b) in wanted.iter().zip(row) {
+            let moved = f64::from((a - b).abs());
+            shift = if moved.is_nan() { f64::INFINITY } else { shift.max(moved) };
+        }
+        let best = |row: &[f32]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a)));
+        if let (Some(first), Some(now)) = (best(wanted), best(row)) {
+            changed += usize::from(f64::from(wanted[first] - wanted[now]) > settings.margin);
+        }
+    }
+    let problem = if changed > 0 {
+        Some(format!("another label comes first for {changed} of {} built-in photos", reference.len()))
+    } else if shift > settings.max_shift {
+        Some(format!("probabilities move by up to {shift:.3}, more than {}", settings.max_shift))
+    } else {
+        None
+    };
+    (shift, problem)
+}
+
+/// Where a graph's choice is kept between starts. Everything that could change it is in the name.
+pub(super) struct TuningCache(PathBuf);
+
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    plan: Plan,
+    tuning: Tuning,
+}
+
+impl TuningCache {
+    /// For the graph with the hash `sha256`, as `library` runs it on this machine with these settings.
+    pub(super) fn new(cache_dir: &Path, sha256: &str, library: &Path, settings: &ModelSettings) -> Self {
+        let length = std::fs::metadata(library).map_or(0, |file| file.len());
+        let cores = crate::config::usable_cores();
+        let version = env!("CARGO_PKG_VERSION");
+        let name = library.file_name().unwrap_or_default();
+        let key = format!("{version} {sha256} {name:?} {length} {} {cores} {settings:?}", processor());
+        let hash: String = Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect();
+        Self(cache_dir.join("tuning").join(format!("{hash}.json")))
+    }
+
+    /// What an earlier start chose. A file that cannot be read is as good as none.
+    pub(super) fn read(&self) -> Option<(Plan, Tuning)> {
+        let Kept { plan, mut tuning } = serde_json::from_slice(&std::fs::read(&self.0).ok()?).ok()?;
+        tuning.cached = true;
+        Some((plan, tuning))
+    }
+
+    /// Keeps a choice for later starts.
+    pub(super) fn write(&self, plan: Plan, tuning: &Tuning) {
+        let write = || {
+            std::fs::create_dir_all(self.0.parent().unwrap_or(Path::new("")))?;
+            // In one step, so that no other start reads half of it.
+            let partial = self.0.with_extension(format!("{}.partial", std::process::id()));
+            std::fs::write(&partial, serde_json::to_vec(&Kept { plan, tuning: tuning.clone() })?)?;
+            std::fs::rename(&partial, &self.0)
+        };
+        if let Err(error) = write() {
+            tracing::warn!(file = %self.0.display(), %error, "the choice cannot be kept; the next start will measure again");
+        }
+    }
+}
+
+/// The processor's name, as far as the system tells.
+fn processor() -> String {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = |name: &str| cpuinfo.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
+    format!("{} {} {}", std::env::consts::ARCH, line("model name"), line("flags"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn candidate(instances: usize, speeds: &[(usize, f64, f64)]) -> Candidate {
+        let speed = |&(batch_size, per_second, run_ms): &(usize, f64, f64)| Speed { batch_size, per_second, run_ms };
+        let plan = Plan {
+            provider: ExecutionProvider::Cpu,
+            precision: Precision::F32,
+            instances,
+            threads: 1,
+            max_batch_size: 8,
+        };
+        Candidate { speeds: speeds.iter().map(speed).collect(), ..Candidate::of(&plan) }
+    }
+
+    #[test]
+    fn throughput_decides_within_the_latency_bound() {
+        let one = candidate(1, &[(1, 100.0, 10.0), (8, 120.0, 66.0)]);
+        let two = candidate(2, &[(1, 130.0, 15.0), (8, 160.0, 100.0)]);
+        let three = candidate(3, &[(1, 150.0, 30.0), (8, 300.0, 80.0)]);
+        let all = [one, two, three];
+        let choice =
+            |objective, bound| choose(&all, objective, bound).map(|plan| (plan.instances, plan.max_batch_size));
+        assert_eq!(choice(Objective::Throughput, 1.5), Some((2, 8)));
+        assert_eq!(choice(Objective::Throughput, 3.0), Some((3, 8)));
+        assert_eq!(choice(Objective::Throughput, 1.0), Some((1, 8)));
+        assert_eq!(choice(Objective::Latency, 1.5), Some((1, 8)));
+    }
+
+    #[test]
+    fn differences_within_the_noise_change_nothing() {
+        let all = [candidate(1, &[(1, 99.0, 10.0), (8, 100.0, 80.0)]), candidate(2, &[(1, 101.0, 9.9)])];
+        let plan = choose(&all, Objective::Throughput, 1.5).unwrap();
+        assert_eq!((plan.instances, plan.max_batch_size), (1, 1), "nor is a larger batch taken that does not pay");
+    }
+
+    #[test]
+    fn what_was_ruled_out_or_not_measured_is_not_chosen() {
+        let mut fast = candidate(2, &[(1, 900.0, 1.0)]);
+        fast.ruled_out = Some("wrong answers".to_owned());
+        let slow = candidate(1, &[(1, 10.0, 100.0)]);
+        assert_eq!(choose(&[fast.clone(), slow], Objective::Throughput, 1.5).unwrap().instances, 1);
+        assert_eq!(choose(&[fast, candidate(1, &[])], Objective::Throughput, 1.5), None);
+    }
+
+    #[test]
+    fn fidelity_is_judged_by_shifts_and_by_the_best_label() {
+        let settings = Config::default().model_defaults.tuning;
+        let judge = |wanted: &[f32], row: &[f32]| judge(&[wanted.to_vec()], &[row.to_vec()], &settings);
+        let (shift, problem) = judge(&[0.75, 0.25], &[0.78125, 0.21875]);
+        assert!(shift == 0.03125 && problem.is_none(), "{shift} {problem:?}");
+        assert!(judge(&[0.9, 0.1], &[0.8, 0.2]).1.unwrap().contains("move by up to 0.100"));
+        assert!(judge(&[0.60, 0.40], &[0.40, 0.60]).1.unwrap().contains("another label comes first"));
+        assert_eq!(judge(&[0.51, 0.49], &[0.49, 0.51]).1, None, "a near tie may turn");
+        assert!(judge(&[0.5, 0.5], &[f32::NAN, 0.5]).1.is_some());
+    }
+
+    #[test]
+    fn a_choice_is_kept_for_the_same_circumstances_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut settings = Config::default().model_defaults;
+        let cache = |settings: &ModelSettings, hash: &str| {
+            TuningCache::new(folder.path(), hash, Path::new("library"), settings)
+        };
+        assert!(cache(&settings, "a").read().is_none());
+        let candidates = vec![candidate(2, &[(1, 10.0, 100.0)])];
+        let plan = choose(&candidates, Objective::Throughput, 1.5).unwrap();
+        cache(&settings, "a").write(plan, &Tuning { cached: false, candidates: candidates.clone() });
+        assert_eq!(cache(&settings, "a").read().unwrap(), (plan, Tuning { cached: true, candidates }));
+        assert!(cache(&settings, "b").read().is_none());
+        settings.batch_policy.max_batch_size = 3;
+        assert!(cache(&settings, "a").read().is_none());
+    }
+}

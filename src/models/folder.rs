@@ -181,7 +181,7 @@ fn read_dual_encoder(
         }
     }
     let max_text_length = read_max_text_length(path, config, model_type)?;
-    let json = std::fs::read(path.join("tokenizer.json"))
+    let json = std::fs::read(locate(path, "tokenizer.json"))
         .map_err(|error| FolderError::new("tokenizer.json", format!("cannot be read: {error}")))?;
     let tokenizer = Tokenizer::from_bytes(&json, max_text_length)
         .map_err(|error| FolderError::new("tokenizer.json", format!("is no tokenizer: {error}")))?;
@@ -225,22 +225,17 @@ fn read_max_text_length(path: &Path, config: &Value, model_type: Option<&str>) -
     Err(FolderError::new("tokenizer_config.json", problem))
 }
 
-/// `processor_config.json["image_processor"]` if there, else `preprocessor_config.json`, at the top or in `onnx/`.
+/// `processor_config.json["image_processor"]` if there, else `preprocessor_config.json`.
 fn read_processor(path: &Path, model_type: Option<&str>) -> Result<ImageProcessor, FolderError> {
-    for folder in ["", "onnx/"] {
-        let combined = format!("{folder}processor_config.json");
-        let nested = read_json(path, &combined)?.and_then(|config| config.get("image_processor").cloned());
-        let plain = format!("{folder}preprocessor_config.json");
-        let found = match nested {
-            Some(config) => Some((combined, config)),
-            None => read_json(path, &plain)?.map(|config| (plain, config)),
-        };
-        if let Some((file, config)) = found {
-            return ImageProcessor::from_json(&config, model_type)
-                .map_err(|error| FolderError::new(&file, error.to_string()));
-        }
-    }
-    Err(FolderError::new("preprocessor_config.json", "is missing; it says how images become tensors"))
+    let (combined, plain) = ("processor_config.json", "preprocessor_config.json");
+    let nested = read_json(path, combined)?.and_then(|config| config.get("image_processor").cloned());
+    let found = match nested {
+        Some(config) => Some((combined, config)),
+        None => read_json(path, plain)?.map(|config| (plain, config)),
+    };
+    let (file, config) =
+        found.ok_or_else(|| FolderError::new(plain, "is missing; it says how images become tensors"))?;
+    ImageProcessor::from_json(&config, model_type).map_err(|error| FolderError::new(file, error.to_string()))
 }
 
 /// `id2label`, in the order of its keys **as numbers**.
@@ -272,8 +267,14 @@ fn default_function(config: &Value, labels: Option<usize>) -> FunctionToApply {
     }
 }
 
+/// The file at the folder's top, or in its `onnx/`, where some exports have everything.
+fn locate(folder: &Path, file: &str) -> PathBuf {
+    let inner = folder.join("onnx").join(file);
+    if !folder.join(file).exists() && inner.is_file() { inner } else { folder.join(file) }
+}
+
 fn read_json(folder: &Path, file: &str) -> Result<Option<Value>, FolderError> {
-    let text = match std::fs::read_to_string(folder.join(file)) {
+    let text = match std::fs::read_to_string(locate(folder, file)) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(FolderError::new(file, format!("cannot be read: {error}"))),
@@ -324,6 +325,13 @@ mod tests {
         let combined = ModelFolder::open(&fixture("tiny-combined-clip"), &settings()).unwrap();
         let FolderContent::DualEncoder(combined) = combined.content else { panic!("tiny-combined-clip is one too") };
         assert!(combined.combined_graph.as_ref() == Some(&combined.text_graph) && combined.logit_scale.is_none());
+    }
+
+    #[test]
+    fn everything_may_lie_in_onnx() {
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(fixture("tiny-clip"), folder.path().join("onnx")).unwrap();
+        assert_eq!(ModelFolder::open(folder.path(), &settings()).unwrap().task(), Task::ZeroShotImageClassification);
     }
 
     #[test]

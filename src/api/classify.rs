@@ -11,9 +11,9 @@ use tokio::time::{Instant, timeout_at};
 use utoipa::ToSchema;
 
 use super::AppState;
-use super::error::{ApiError, Problem};
+use super::error::ApiError;
 use super::observe::Answered;
-use super::openapi::{ClassifyJson, ClassifyMultipart, ClassifyQuery};
+use super::openapi::{ClassifyJson, ClassifyMultipart, ClassifyQuery, InferenceFailure};
 use super::upload::Upload;
 use crate::models::{Classifier, PredictError, Ticket, Timings};
 use crate::postprocess::{FunctionToApply, Prediction};
@@ -56,17 +56,7 @@ pub struct ImageResult {
             ("server-timing" = String, description = "decode, queue and inference time in milliseconds"),
             ("x-request-id" = String, description = "The request's id, echoed or made"),
         )),
-        (status = 400, description = "Malformed request", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "Unknown model", body = Problem, content_type = "application/problem+json"),
-        (status = 406, description = "The Accept header excludes JSON", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "Body or image too large", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "Not an image of an enabled format", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "An image that cannot be decoded", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "Overloaded; retry after the time in Retry-After", body = Problem, content_type = "application/problem+json"),
-        (status = 500, description = "A fault in the server", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "Loading, failed or draining; retry after the time in Retry-After", body = Problem, content_type = "application/problem+json"),
-        (status = 504, description = "The deadline passed", body = Problem, content_type = "application/problem+json"),
+        InferenceFailure,
     )
 )]
 pub(super) async fn classify(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {

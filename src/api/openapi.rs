@@ -3,8 +3,9 @@
 use axum::Json;
 use axum::http::header;
 use axum::response::IntoResponse;
-use utoipa::{IntoParams, OpenApi, ToSchema};
+use utoipa::{IntoParams, IntoResponses, OpenApi, ToSchema};
 
+use super::error::Problem;
 use super::openapi_document;
 use crate::postprocess::FunctionToApply;
 
@@ -55,6 +56,58 @@ pub(super) struct ZeroShotQuery {
     /// Labels per image; by default all.
     #[param(minimum = 1)]
     top_k: Option<i64>,
+}
+
+/// The errors of an inference request.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "describes the answers, never built")]
+pub(super) enum InferenceFailure {
+    #[response(status = 400, description = "Malformed request", content_type = "application/problem+json")]
+    Malformed(Problem),
+    #[response(status = 404, description = "Unknown model", content_type = "application/problem+json")]
+    UnknownModel(Problem),
+    #[response(
+        status = 406,
+        description = "The Accept header excludes JSON",
+        content_type = "application/problem+json"
+    )]
+    NotAcceptable(Problem),
+    #[response(
+        status = 408,
+        description = "The body did not arrive in time",
+        content_type = "application/problem+json"
+    )]
+    BodyTooSlow(Problem),
+    #[response(status = 413, description = "Body or image too large", content_type = "application/problem+json")]
+    TooLarge(Problem),
+    #[response(
+        status = 415,
+        description = "Not an image of an enabled format",
+        content_type = "application/problem+json"
+    )]
+    NoImage(Problem),
+    #[response(
+        status = 422,
+        description = "An image, labels or a template that cannot be used",
+        content_type = "application/problem+json"
+    )]
+    Unusable(Problem),
+    #[response(
+        status = 429,
+        description = "Overloaded; retry after the time in Retry-After",
+        content_type = "application/problem+json"
+    )]
+    Overloaded(Problem),
+    #[response(status = 500, description = "A fault in the server", content_type = "application/problem+json")]
+    Fault(Problem),
+    #[response(
+        status = 503,
+        description = "Loading, failed or draining; retry after the time in Retry-After",
+        content_type = "application/problem+json"
+    )]
+    NotReady(Problem),
+    #[response(status = 504, description = "The deadline passed", content_type = "application/problem+json")]
+    DeadlinePassed(Problem),
 }
 
 /// A classify request as a form.

@@ -7,8 +7,8 @@ use axum::response::Response;
 
 use super::AppState;
 use super::classify::{ClassifyResponse, in_time, place_error, respond};
-use super::error::{ApiError, Problem};
-use super::openapi::{ZeroShotJson, ZeroShotMultipart, ZeroShotQuery};
+use super::error::ApiError;
+use super::openapi::{InferenceFailure, ZeroShotJson, ZeroShotMultipart, ZeroShotQuery};
 use super::parameters::Parameters;
 use super::upload::Upload;
 use crate::config::Limits;
@@ -33,17 +33,7 @@ const PARAMETERS: &str = "model, labels, hypothesis_template, top_k";
             ("server-timing" = String, description = "decode, queue and inference time in milliseconds"),
             ("x-request-id" = String, description = "The request's id, echoed or made"),
         )),
-        (status = 400, description = "Malformed request", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "Unknown model", body = Problem, content_type = "application/problem+json"),
-        (status = 406, description = "The Accept header excludes JSON", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "The body did not arrive in time", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "Body or image too large", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "Not an image of an enabled format", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "An image, labels or a template that cannot be used", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "Overloaded; retry after the time in Retry-After", body = Problem, content_type = "application/problem+json"),
-        (status = 500, description = "A fault in the server", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "Loading, failed or draining; retry after the time in Retry-After", body = Problem, content_type = "application/problem+json"),
-        (status = 504, description = "The deadline passed", body = Problem, content_type = "application/problem+json"),
+        InferenceFailure,
     )
 )]
 pub(super) async fn zero_shot(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {

@@ -223,6 +223,16 @@ mod tests {
         (Job { input, deadline, reply, permit }, answer)
     }
 
+    /// Pushes 0, 1 and 2; the receivers keep the jobs wanted.
+    fn push_three(queue: &BatchQueue<Echo>) -> Vec<Receiver> {
+        let push = |input| {
+            let (job, answer) = job(input, LONG);
+            queue.push(job).unwrap();
+            answer
+        };
+        (0..3).map(push).collect()
+    }
+
     const LONG: Duration = Duration::from_secs(600);
 
     fn inputs(batch: &[Waiting<Echo>]) -> Vec<u32> {
@@ -232,13 +242,7 @@ mod tests {
     #[test]
     fn batches_keep_the_order_of_arrival() {
         let queue = queue(2, 10);
-        let _answers: Vec<_> = (0..3)
-            .map(|input| {
-                let (job, answer) = job(input, LONG);
-                queue.push(job).unwrap();
-                answer
-            })
-            .collect();
+        let _answers = push_three(&queue);
         assert_eq!(inputs(&queue.next_batch(CREW).unwrap()), [0, 1]);
         assert_eq!(inputs(&queue.next_batch(CREW).unwrap()), [2]);
     }
@@ -246,13 +250,7 @@ mod tests {
     #[test]
     fn a_crew_that_was_relieved_takes_nothing_and_the_next_one_everything() {
         let queue = queue(1, 10);
-        let _answers: Vec<_> = (0..3)
-            .map(|input| {
-                let (job, answer) = job(input, LONG);
-                queue.push(job).unwrap();
-                answer
-            })
-            .collect();
+        let _answers = push_three(&queue);
         assert_eq!(inputs(&queue.next_batch(CREW).unwrap()), [0]);
         let next = queue.relieve(BatchPolicy { max_batch_size: 8, max_queue_delay: Duration::ZERO }, 1);
         assert!(queue.next_batch(CREW).is_none());

@@ -3,6 +3,7 @@
 use std::io::{Cursor, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -235,6 +236,14 @@ impl Answer {
         assert_eq!(self.json["status"], status);
         assert_eq!(text("request_id"), self.header("x-request-id"));
     }
+}
+
+/// The real program, about to serve a models folder on a free port, its JSON log on standard error.
+pub fn serve_command(models: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ocelli"));
+    command.args(["serve", "--listen", "127.0.0.1:0", "--device", "cpu", "--tune", "off", "--log-format", "json"]);
+    command.arg("--models-dir").arg(models).current_dir(env!("CARGO_MANIFEST_DIR")).stderr(Stdio::piped());
+    command
 }
 
 pub const RED: [u8; 3] = [255, 0, 0];

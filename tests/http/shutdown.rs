@@ -2,12 +2,12 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use ocelli::server::Shutdown;
 
-use crate::harness::{PATIENCE, Server, WHITE, fixtures, models_dir, picture};
+use crate::harness::{PATIENCE, Server, WHITE, fixtures, models_dir, picture, serve_command};
 
 #[test]
 fn during_the_grace_the_server_is_unready_and_still_answers() {
@@ -68,24 +68,7 @@ fn a_straggler_is_named_at_the_time_limit() {
 
 /// The real program, with the tiny models, on a free port.
 fn program(models: &std::path::Path) -> (Child, String) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ocelli"))
-        .args([
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--device",
-            "cpu",
-            "--log-format",
-            "json",
-            "--shutdown-grace-ms",
-            "10",
-        ])
-        .arg("--models-dir")
-        .arg(models)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = serve_command(models).args(["--shutdown-grace-ms", "10"]).spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut address = None;
     let mut line = String::new();

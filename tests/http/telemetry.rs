@@ -1,9 +1,8 @@
 //! Metrics as Prometheus reads them, and logs that tell of requests without telling their secrets.
 
 use std::io::Read;
-use std::process::{Command, Stdio};
 
-use crate::harness::{RED, Server, models_dir, picture};
+use crate::harness::{RED, Server, models_dir, picture, serve_command};
 
 #[test]
 fn requests_are_counted_by_endpoint_model_and_status() {
@@ -48,24 +47,7 @@ fn every_stage_is_timed_per_model() {
 #[test]
 fn the_log_has_the_request_id_and_no_secret() {
     let models = models_dir(&["tiny-classifier"]);
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ocelli"))
-        .args([
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--device",
-            "cpu",
-            "--log-level",
-            "trace",
-            "--log-format",
-            "json",
-            "--models-dir",
-        ])
-        .arg(models.path())
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = serve_command(models.path()).args(["--log-level", "trace"]).spawn().unwrap();
     let mut stderr = child.stderr.take().unwrap();
     let (found, address) = std::sync::mpsc::channel();
     let reader = std::thread::spawn(move || {

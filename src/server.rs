@@ -56,6 +56,7 @@ pub fn load_context(config: &Config, metrics: SharedMetrics) -> Result<LoadConte
         decode_limits: DecodeLimits { max_pixels: config.limits.max_pixels },
         cache_dir: config.cache_dir.clone(),
         text_cache_size: config.text_cache_size,
+        program: config.program.clone(),
     })
 }
 

@@ -46,6 +46,7 @@ fn command() -> Command {
         .subcommand(serve::command())
         .subcommand(classify::command())
         .subcommand(models::command())
+        .subcommand(Command::new("measure").hide(true).about("Measures a plan for the server that started this process."))
         .subcommand(Command::new("openapi").about("Prints the OpenAPI document of the HTTP interface, as YAML."))
         .arg(config)
         .args(arguments())
@@ -56,6 +57,7 @@ pub fn main() -> ExitCode {
     let matches = command().get_matches();
     let outcome = match matches.subcommand() {
         Some(("openapi", _)) => print_openapi(),
+        Some(("measure", _)) => measure(),
         Some((name, matches)) => read_config(matches).and_then(|config| {
             // Only the server's log is read by machines unless a terminal says otherwise.
             let json = match config.log_format {
@@ -95,6 +97,12 @@ fn read_config(matches: &ArgMatches) -> Result<Config, Failure> {
     let mut mistakes = Vec::new();
     let sources = Sources::read(matches, file, &mut mistakes);
     Config::check(&sources, mistakes).map_err(Failure::Config)
+}
+
+/// A process of the server's own: a request on standard input, its answer on standard output.
+fn measure() -> Result<(), Failure> {
+    print(&crate::models::answer_request(&std::io::read_to_string(std::io::stdin())?));
+    Ok(())
 }
 
 fn print_openapi() -> Result<(), Failure> {

@@ -25,8 +25,9 @@ pub(super) fn command() -> Command {
     Command::new("serve").about("Serves the models over HTTP.").arg(example)
 }
 
-pub(super) fn run(config: Config, matches: &ArgMatches, json: bool) -> Result<(), Failure> {
+pub(super) fn run(mut config: Config, matches: &ArgMatches, json: bool) -> Result<(), Failure> {
     let image = matches.get_one::<String>("example_image").cloned().unwrap_or_default();
+    config.program = std::env::current_exe().ok();
     // The async runtime moves bytes; decoding and inference have threads of their own.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(usable_cores().clamp(1, 4)).enable_all().build()?;

@@ -45,6 +45,8 @@ pub struct Config {
     pub onnxruntime: Option<PathBuf>,
     /// Where compiled engines are kept.
     pub cache_dir: PathBuf,
+    /// The program that measures, in processes of its own: `ocelli`. Not a setting of the user's.
+    pub program: Option<PathBuf>,
     /// A `tracing` filter.
     pub log_level: String,
     /// How log lines look.
@@ -180,6 +182,7 @@ impl Config {
             preprocess_threads: top.optional_at_least_one("preprocess_threads").unwrap_or(cores),
             onnxruntime: top.optional("onnxruntime"),
             cache_dir: top.optional("cache_dir").unwrap_or_else(default_cache_dir),
+            program: None,
             log_level: top.parsed("log_level", |text| {
                 EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
             }),

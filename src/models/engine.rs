@@ -101,7 +101,7 @@ impl<B: Binding> Engine<B> {
             context: context.clone(),
             binding: binding.clone(),
             file: source.file.to_path_buf(),
-            outputs: source.outputs,
+            outputs: source.outputs.iter().map(|&name| name.to_owned()).collect(),
             device_id: settings.device_id,
         };
         let First { plan, warmed, reason, tuning } = First::open(&opener, source, &cache)?;

@@ -8,9 +8,9 @@ use ndarray::{Array4, Axis};
 
 use super::engine::{Engine, EngineSource};
 use super::opener::Binding;
-use super::probe;
+use super::probe::{self, Probe};
 use super::text_encoder::{TokenBinding, constant_shape};
-use super::tuner::{Probabilities, Probe};
+use super::tuner::{Judgement, Probabilities};
 use super::{LoadContext, LoadError, PredictError, Ticket, Timings};
 use crate::batching::InferenceError;
 use crate::cpu_pool::CpuPool;
@@ -34,8 +34,7 @@ impl ImageEncoder {
         processor: ImageProcessor,
         metrics: ModelMetrics,
     ) -> Result<Self, LoadError> {
-        let (height, width) = processor.output_size();
-        let binding = ImageBinding::new(height, width);
+        let binding = ImageBinding::for_processor(&processor);
         Ok(Self {
             engine: Arc::new(Engine::start(context, source, &binding)?),
             processor: Arc::new(processor),
@@ -47,7 +46,9 @@ impl ImageEncoder {
     /// Measures how the graph is best run; `probabilities` judges its answers to the built-in photos.
     pub(super) fn tune(&self, probabilities: &Probabilities<'_>) {
         if self.engine.wants_tuning() {
-            self.engine.tune(&Probe { items: probe::photos(&self.processor), probabilities });
+            let image_processor = serde_json::to_value(self.processor.as_ref()).unwrap_or_default();
+            let items = probe::photos(&self.processor);
+            self.engine.tune(&Judgement { probe: Probe::Photos { image_processor }, items, probabilities });
         }
     }
 
@@ -97,6 +98,12 @@ pub(super) struct ImageBinding {
 }
 
 impl ImageBinding {
+    /// For the tensors that `processor` makes.
+    pub(super) fn for_processor(processor: &ImageProcessor) -> Self {
+        let (height, width) = processor.output_size();
+        Self::new(height, width)
+    }
+
     fn new(height: usize, width: usize) -> Self {
         Self { height, width, input: String::new(), batch_size: None, text: Vec::new() }
     }

@@ -12,6 +12,7 @@ mod probe;
 mod registry;
 mod scoring;
 mod text_encoder;
+mod trial;
 mod tuner;
 mod tuning;
 mod zero_shot;
@@ -27,6 +28,7 @@ pub use folder::{DualEncoderFolder, FolderContent, FolderError, ModelFolder, Tas
 pub use info::{ModelInfo, ModelState};
 pub use registry::{LookupError, Registry, StopReport};
 pub use text_encoder::Padding;
+pub use trial::answer_request;
 pub use tuning::{Candidate, Speed, Tuning};
 pub use zero_shot::{ZeroShotClassifier, ZeroShotQuestion};
 
@@ -50,6 +52,8 @@ pub struct LoadContext {
     pub cache_dir: PathBuf,
     /// Prompts whose embeddings are kept, per model.
     pub text_cache_size: usize,
+    /// The program that measures, in processes of its own; `None`: measuring is done in this process.
+    pub program: Option<PathBuf>,
 }
 
 /// Why a model could not be loaded.

@@ -90,7 +90,7 @@ pub(super) struct Opener<B: Binding> {
     pub(super) binding: B,
     pub(super) file: PathBuf,
     /// The output to read, by its names in falling precedence.
-    pub(super) outputs: &'static [&'static str],
+    pub(super) outputs: Vec<String>,
     pub(super) device_id: u32,
 }
 
@@ -150,9 +150,9 @@ impl<B: Binding> Opener<B> {
     /// The output by its name; a graph with one output may call it what it likes.
     fn find_output(&self, graph: &Graph) -> Result<String, LoadError> {
         let outputs = graph.outputs();
-        let named = |name: &&&str| outputs.iter().any(|output| output.name == **name);
+        let named = |name: &&String| outputs.iter().any(|output| output.name == **name);
         if let Some(name) = self.outputs.iter().find(named) {
-            return Ok((*name).to_owned());
+            return Ok(name.clone());
         }
         let expected = self.outputs.join("' or '");
         if let [only] = outputs {

@@ -1,6 +1,22 @@
 //! The built-in photos and labels that the fidelity of a precision is judged on.
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Padding;
 use crate::preprocess::{DecodeLimits, ImageProcessor, ImageTensor, decode};
+
+/// Items to judge fidelity on, as another process is told to make them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum Probe {
+    /// The built-in photos, through this image processor.
+    Photos {
+        /// Its effective settings.
+        image_processor: Value,
+    },
+    /// The built-in labels, as tokens.
+    Prompts { tokens: Vec<Vec<i64>>, max_length: usize, padding: Padding, image_size: (usize, usize) },
+}
 
 /// Small photos, CC0 or in the public domain: an astronaut (NASA), a photographer (Lav Varshney), a cat (Stefan van der Walt),
 /// ancient coins (Brooklyn Museum), coffee (Rachel Michetti) and a rocket (SpaceX), as scikit-image has them.
@@ -41,5 +57,8 @@ mod tests {
     fn every_photo_can_be_read() {
         let processor = ImageProcessor::from_json(&serde_json::json!({}), Some("vit")).unwrap();
         assert_eq!(photos(&processor).len(), PHOTOS.len());
+        let told = serde_json::to_value(&processor).unwrap();
+        let retold = ImageProcessor::from_json(&told, None).unwrap();
+        assert_eq!(photos(&retold), photos(&processor), "the effective settings say it all");
     }
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use futures_util::future::try_join_all;
 use ndarray::Array2;
+use serde::{Deserialize, Serialize};
 
 use super::engine::{Engine, EngineSource, Pending};
 use super::image_encoder::ImageBinding;
 use super::opener::Binding;
-use super::probe;
-use super::tuner::Probe;
+use super::probe::{self, Probe};
+use super::tuner::Judgement;
 use super::{LoadContext, LoadError, PredictError, Ticket};
 use crate::cpu_pool::CpuPool;
 use crate::postprocess::normalize;
@@ -57,7 +58,9 @@ impl TextEncoder {
         let items = self.probe_items()?;
         let probabilities = |rows: &[Vec<f32>]| scores(&rows.iter().cloned().map(unit).collect::<Vec<_>>());
         let before = self.engine.plan();
-        self.engine.tune(&Probe { items, probabilities: &probabilities });
+        let TokenBinding { max_length, padding, image_size, .. } = self.engine.opener.binding;
+        let probe = Probe::Prompts { tokens: items.clone(), max_length, padding, image_size };
+        self.engine.tune(&Judgement { probe, items, probabilities: &probabilities });
         if self.engine.plan() != before {
             // Another arithmetic: what is kept must be what would be computed.
             self.cache.clear();
@@ -143,7 +146,7 @@ pub(super) struct TokenBinding {
 }
 
 /// How short prompts are filled up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Padding {
     /// The token.
     pub token_id: i64,

@@ -148,11 +148,21 @@ fn auto_takes_a_provider_of_the_library_and_says_which() {
 
 #[test]
 fn what_is_left_open_is_measured_while_the_model_answers_and_kept_for_the_next_start() {
+    measured_and_kept(Some(env!("CARGO_BIN_EXE_ocelli")));
+}
+
+#[test]
+fn measuring_works_without_a_process_of_its_own() {
+    measured_and_kept(None);
+}
+
+fn measured_and_kept(program: Option<&str>) {
     let cache = tempfile::tempdir().unwrap();
     let start = || {
         Server::start_with(&["tiny-classifier", "tiny-clip"], |config| {
             config.cache_dir = cache.path().to_path_buf();
             config.model_defaults = ocelli::config::Config::default().model_defaults;
+            config.program = program.map(Into::into);
         })
     };
     let graph =

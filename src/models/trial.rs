@@ -1,0 +1,280 @@
+//! One measurement of one plan: its answers to the probe, and its speed. In a process of its own, so that what sessions leave
+//! behind (memory, or a crash) is not the server's.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::image_encoder::ImageBinding;
+use super::opener::{Binding, Opener, Plan, Warmed};
+use super::probe::{self, Probe};
+use super::text_encoder::TokenBinding;
+use super::tuning::Speed;
+use super::{LoadContext, LoadError};
+use crate::preprocess::{DecodeLimits, ImageProcessor};
+use crate::runtime::{ExecutionProvider, Runtime};
+use crate::telemetry::Metrics;
+
+/// How long one batch size is measured, and the runs that it takes at least.
+const MEASURED: (Duration, usize) = (Duration::from_millis(150), 3);
+
+/// A plan whose single item takes this many times as long as the fastest is not measured further.
+const HOPELESS: f64 = 3.0;
+
+/// A process that takes longer is ended. TensorRT compiles for minutes.
+const LIMIT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1800));
+
+/// What a process is told on its standard input.
+#[derive(Serialize, Deserialize)]
+struct Request {
+    onnxruntime: PathBuf,
+    cache_dir: PathBuf,
+    file: PathBuf,
+    outputs: Vec<String>,
+    device_id: u32,
+    plan: Plan,
+    fastest_ms: f64,
+    probe: Probe,
+}
+
+/// What was measured.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Trial {
+    /// To the probe's items.
+    pub(super) answers: Vec<Vec<f32>>,
+    /// By batch size.
+    pub(super) speeds: Vec<Speed>,
+}
+
+/// Measures `plan` in a process of the context's program, or in this one if there is none. Blocks; gives up when `stopped` says so.
+/// `fastest_ms` is the lowest latency of other plans, which a hopeless one is compared with.
+pub(super) fn measure<B: Binding>(
+    opener: &Opener<B>,
+    plan: &Plan,
+    probe: &Probe,
+    items: &[B::Item],
+    fastest_ms: f64,
+    stopped: &dyn Fn() -> bool,
+) -> Result<Trial, LoadError> {
+    let Some(program) = &opener.context.program else {
+        return perform(opener, plan, items, fastest_ms);
+    };
+    let request = Request {
+        onnxruntime: opener.context.runtime.library.clone(),
+        cache_dir: opener.context.cache_dir.clone(),
+        file: opener.file.clone(),
+        outputs: opener.outputs.clone(),
+        device_id: opener.device_id,
+        plan: *plan,
+        // JSON knows no infinity.
+        fastest_ms: fastest_ms.min(f64::MAX),
+        probe: probe.clone(),
+    };
+    let limit = if plan.provider == ExecutionProvider::TensorRt { LIMIT.1 } else { LIMIT.0 };
+    in_process(program, &request, limit, stopped).map_err(LoadError::System)
+}
+
+fn in_process(program: &Path, request: &Request, limit: Duration, stopped: &dyn Fn() -> bool) -> Result<Trial, String> {
+    let text = serde_json::to_vec(request).map_err(|error| error.to_string())?;
+    let failed = |error: std::io::Error| format!("no measuring process could be started: {error}");
+    let mut command = Command::new(program);
+    command.arg("measure").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().map_err(failed)?;
+    let Some((mut input, mut output)) = child.stdin.take().zip(child.stdout.take()) else {
+        return Err("the measuring process has no pipes".to_owned());
+    };
+    // Read beside the waiting: an answer may be longer than a pipe holds.
+    let reader = std::thread::spawn(move || std::io::read_to_string(&mut output));
+    // A process that has ended at once tells why through its exit code.
+    let _ = input.write_all(&text);
+    drop(input);
+    let status = wait(&mut child, limit, stopped);
+    let answer = reader.join().ok().and_then(Result::ok).unwrap_or_default();
+    let status = status?;
+    let outcome: Result<Result<Trial, String>, _> = serde_json::from_str(&answer);
+    outcome.unwrap_or_else(|_| Err(format!("the measuring process ended with {status}")))
+}
+
+/// Waits for the end of a process, which is ended at the limit or when the server stops.
+fn wait(child: &mut Child, limit: Duration, stopped: &dyn Fn() -> bool) -> Result<std::process::ExitStatus, String> {
+    let started = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().map_err(|error| error.to_string())? {
+            return Ok(status);
+        }
+        if stopped() || started.elapsed() > limit {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(format!("measuring was ended after {:.0} s", started.elapsed().as_secs_f64()));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The measuring process: a request in JSON to an answer in JSON.
+pub fn answer_request(request: &str) -> String {
+    let trial = || {
+        let request: Request = serde_json::from_str(request).map_err(|error| error.to_string())?;
+        carry_out(request).map_err(|error| error.to_string())
+    };
+    let outcome: Result<Trial, String> = trial();
+    serde_json::to_string(&outcome).unwrap_or_default()
+}
+
+fn carry_out(request: Request) -> Result<Trial, LoadError> {
+    let Request { onnxruntime, cache_dir, file, outputs, device_id, plan, fastest_ms, probe } = request;
+    let context = LoadContext {
+        runtime: Runtime::load(Some(&onnxruntime))?,
+        metrics: Arc::new(Metrics::new()),
+        decode_limits: DecodeLimits { max_pixels: 0 },
+        cache_dir,
+        text_cache_size: 1,
+        program: None,
+    };
+    match probe {
+        Probe::Photos { image_processor } => {
+            let processor = ImageProcessor::from_json(&image_processor, None)
+                .map_err(|error| LoadError::System(error.to_string()))?;
+            let binding = ImageBinding::for_processor(&processor);
+            perform(
+                &Opener { context, binding, file, outputs, device_id },
+                &plan,
+                &probe::photos(&processor),
+                fastest_ms,
+            )
+        }
+        Probe::Prompts { tokens, max_length, padding, image_size } => {
+            let binding = TokenBinding::new(max_length, padding, image_size);
+            perform(&Opener { context, binding, file, outputs, device_id }, &plan, &tokens, fastest_ms)
+        }
+    }
+}
+
+/// Opens the plan's sessions, asks for the probe's answers and runs every batch size for a while.
+fn perform<B: Binding>(
+    opener: &Opener<B>,
+    plan: &Plan,
+    items: &[B::Item],
+    fastest_ms: f64,
+) -> Result<Trial, LoadError> {
+    let sizes = batch_sizes(plan.max_batch_size);
+    let open = || opener.open_for(plan, &sizes);
+    let mut sessions = (0..plan.instances).map(|_| open()).collect::<Result<Vec<_>, _>>()?;
+    let mut trial = Trial { answers: Vec::new(), speeds: Vec::new() };
+    let Some(session) = sessions.first_mut() else { return Ok(trial) };
+    let sizes = session.batch_sizes.clone();
+    for item in items {
+        trial.answers.push(session.model.rows(std::slice::from_ref(item))?.row(0).to_vec());
+    }
+    for size in sizes {
+        trial.speeds.push(measure_size(&mut sessions, size)?);
+        if trial.speeds.first().is_some_and(|single| single.run_ms > fastest_ms * HOPELESS) {
+            break;
+        }
+    }
+    Ok(trial)
+}
+
+/// Powers of two up to `max`, and `max` itself.
+fn batch_sizes(max: usize) -> Vec<usize> {
+    let powers = std::iter::successors(Some(1), |size| Some(size * 2)).take_while(|&size| size < max);
+    powers.chain([max]).collect()
+}
+
+/// Runs batches of `size` in all sessions at once.
+fn measure_size<B: Binding>(sessions: &mut [Warmed<B>], size: usize) -> Result<Speed, LoadError> {
+    let (time, least) = MEASURED;
+    let start = Barrier::new(sessions.len());
+    let runs = std::thread::scope(|scope| {
+        let threads = sessions.iter_mut().map(|session| {
+            let start = &start;
+            scope.spawn(move || {
+                start.wait();
+                let begin = Instant::now();
+                let (mut fastest, mut runs) = (Duration::MAX, 0_usize);
+                while runs < least || begin.elapsed() < time {
+                    let run = Instant::now();
+                    session.model.run_samples(size)?;
+                    fastest = fastest.min(run.elapsed());
+                    runs += 1;
+                    // Long runs say enough by themselves.
+                    if begin.elapsed() > time * 4 {
+                        break;
+                    }
+                }
+                Ok::<_, LoadError>((runs as f64 / begin.elapsed().as_secs_f64(), fastest))
+            })
+        });
+        let threads: Vec<_> = threads.collect();
+        let joined = threads.into_iter().map(|thread| {
+            thread.join().unwrap_or_else(|_| Err(LoadError::System("a measuring run panicked".to_owned())))
+        });
+        joined.collect::<Result<Vec<_>, LoadError>>()
+    })?;
+    let per_second = runs.iter().map(|(per_second, _)| per_second * size as f64).sum();
+    let fastest = runs.iter().map(|(_, fastest)| *fastest).min().unwrap_or_default();
+    Ok(Speed { batch_size: size, per_second, run_ms: fastest.as_secs_f64() * 1e3 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batch_sizes_are_powers_of_two_and_the_largest() {
+        assert_eq!(batch_sizes(1), [1]);
+        assert_eq!(batch_sizes(8), [1, 2, 4, 8]);
+        assert_eq!(batch_sizes(12), [1, 2, 4, 8, 12]);
+    }
+
+    #[test]
+    fn a_request_that_is_none_is_answered_with_an_error() {
+        let outcome: Result<Trial, String> = serde_json::from_str(&answer_request("{}")).unwrap();
+        assert!(outcome.unwrap_err().contains("missing field"));
+    }
+
+    fn request() -> Request {
+        Request {
+            onnxruntime: PathBuf::new(),
+            cache_dir: PathBuf::new(),
+            file: PathBuf::new(),
+            outputs: Vec::new(),
+            device_id: 0,
+            plan: Plan {
+                provider: ExecutionProvider::Cpu,
+                precision: crate::runtime::Precision::F32,
+                instances: 1,
+                threads: 1,
+                max_batch_size: 1,
+            },
+            fastest_ms: 1.0,
+            probe: Probe::Photos { image_processor: serde_json::Value::Null },
+        }
+    }
+
+    #[test]
+    fn a_process_that_crashes_or_says_nothing_is_an_error_and_no_more() {
+        let long = Duration::from_secs(60);
+        let error = in_process(Path::new("/bin/false"), &request(), long, &|| false).unwrap_err();
+        assert!(error.contains("ended with exit status: 1"), "{error}");
+        assert!(
+            in_process(Path::new("/nowhere"), &request(), long, &|| false).unwrap_err().contains("could be started")
+        );
+    }
+
+    #[test]
+    fn a_process_is_ended_at_the_limit_and_when_the_server_stops() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("hangs");
+        std::fs::write(&script, "#!/bin/sh\nexec sleep 600\n").unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let error = in_process(&script, &request(), Duration::ZERO, &|| false).unwrap_err();
+        assert!(error.contains("measuring was ended"), "{error}");
+        let error = in_process(&script, &request(), Duration::from_secs(60), &|| true).unwrap_err();
+        assert!(error.contains("measuring was ended"), "{error}");
+    }
+}

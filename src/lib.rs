@@ -23,8 +23,8 @@
 //!
 //! `main → server → api → models → {batching, runtime, preprocess, text, postprocess, cpu_pool}`, one way only. Of these
 //! only [`api`] knows axum, only [`runtime`] knows `ort`, and [`batching`] knows neither images nor sessions.
-//! [`config`] and [`telemetry`] may be used by all; [`config`] in turn uses the plain values of [`batching`] and
-//! [`runtime`] that settings are made of.
+//! [`config`] and [`telemetry`] may be used by all; [`config`] in turn uses the plain values of [`batching`],
+//! [`preprocess`] and [`runtime`] that settings are made of.
 
 pub mod api;
 pub mod batching;

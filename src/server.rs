@@ -12,7 +12,7 @@ use crate::api::{self, Admission, AppState, Connections};
 use crate::config::{Config, ShutdownSettings};
 use crate::cpu_pool::CpuPool;
 use crate::models::{LoadContext, Registry};
-use crate::preprocess::DecodeLimits;
+use crate::preprocess::{DecodeLimits, JPEG_DECODER};
 use crate::runtime::{Runtime, RuntimeError};
 use crate::telemetry::{Metrics, SharedMetrics};
 
@@ -71,6 +71,9 @@ pub async fn run(
     shutdown: impl Future<Output = Shutdown>,
     on_ready: impl FnOnce(&Registry) + Send + 'static,
 ) -> Result<(), ServerError> {
+    if let Some(lacks) = JPEG_DECODER.lacks {
+        tracing::info!("{lacks}");
+    }
     let metrics: SharedMetrics = Arc::new(Metrics::new());
     let context = load_context(&config, metrics.clone())?;
     let registry = Arc::new(Registry::scan(&config).map_err(ServerError::Config)?);

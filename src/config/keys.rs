@@ -71,6 +71,12 @@ pub const KEYS: &[Key] = &[
         "Which graph of a folder with several: fp16, int8, quantized, …; by default the plain one, or fp16 for precision f16.",
     ),
     model_key(
+        "decode",
+        "NAME",
+        "exact",
+        "JPEGs much larger than a model's input: exact decodes them in full, as the reference does, fast at 1/2, 1/4 or 1/8.",
+    ),
+    model_key(
         "max_batch_size",
         "N",
         "8",

@@ -15,6 +15,7 @@ pub use keys::{KEYS, Key};
 pub use sources::{Sources, arguments};
 
 use crate::batching::BatchPolicy;
+use crate::preprocess::DecodeMode;
 use crate::runtime::{ExecutionProvider, Precision};
 use sources::{Table, Typed};
 
@@ -64,6 +65,8 @@ pub struct ModelSettings {
     pub precision: Option<Precision>,
     /// Suffix of the graph's file, as in `model_fp16.onnx`; `None`: the plain graph, or what the precision asks for.
     pub variant: Option<String>,
+    /// How exactly large JPEGs are decoded.
+    pub decode: DecodeMode,
     /// When a batch is due.
     pub batch_policy: BatchPolicy,
     /// Most jobs that may wait.
@@ -243,6 +246,10 @@ impl ModelSettings {
                     .ok_or_else(|| format!("must be auto, {}", Precision::ALL.map(Precision::name).join(", "))),
             }),
             variant: reader.optional("variant"),
+            decode: reader.parsed("decode", |text| {
+                let names = DecodeMode::ALL.map(DecodeMode::name).join(" or ");
+                DecodeMode::from_name(text).ok_or_else(|| format!("must be {names}"))
+            }),
             batch_policy: BatchPolicy {
                 max_batch_size: reader.at_least_one("max_batch_size"),
                 max_queue_delay: reader.milliseconds("max_queue_delay_ms"),

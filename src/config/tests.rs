@@ -43,7 +43,7 @@ fn a_models_table_beats_the_top_level_for_that_model_alone() {
 
 #[test]
 fn every_mistake_is_reported_with_its_key() {
-    let file = "listen = 'nowhere'\nmax_labels = 0\nspeed = 'fast'\nmax_images = [1]\n[models.vit]\ndevice = 'gpu'\nlisten = '1'";
+    let file = "listen = 'nowhere'\nmax_labels = 0\nspeed = 'fast'\nmax_images = [1]\n[models.vit]\ndevice = 'gpu'\ndecode = 'half'\nlisten = '1'";
     let mistakes = check(&["--precision", "f8"], file).unwrap_err();
     let all = mistakes.join("\n");
     for expected in [
@@ -52,12 +52,13 @@ fn every_mistake_is_reported_with_its_key() {
         "speed: there is no such key",
         "max_images: must be a text or a number, not a array",
         "models.vit.device: must be auto, cpu, openvino, cuda, tensorrt, not 'gpu'",
+        "models.vit.decode: must be exact or fast, not 'half'",
         "models.vit.listen: 'listen' belongs at the file's top level",
         "precision: must be auto, f32, bf16, f16, not 'f8' (from --precision)",
     ] {
         assert!(all.contains(expected), "'{expected}' is missing in:\n{all}");
     }
-    assert_eq!(mistakes.len(), 7, "each is said once:\n{all}");
+    assert_eq!(mistakes.len(), 8, "each is said once:\n{all}");
 }
 
 #[test]

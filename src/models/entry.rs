@@ -82,7 +82,7 @@ impl Entry {
                         "the image processor's file lacks keys; their defaults are taken"
                     );
                 }
-                (Some(Description::of(&folder)), State::Loading)
+                (Some(Description::of(&folder, &settings)), State::Loading)
             }
             Err(error) => (None, failed(&path, &error)),
         };

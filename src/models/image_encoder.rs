@@ -14,7 +14,7 @@ use super::tuner::{Judgement, Probabilities};
 use super::{LoadContext, LoadError, PredictError, Ticket, Timings};
 use crate::batching::InferenceError;
 use crate::cpu_pool::CpuPool;
-use crate::preprocess::{DecodeLimits, ImageProcessor, ImageTensor, decode};
+use crate::preprocess::{DecodeLimits, DecodeMode, ImageProcessor, ImageTensor};
 use crate::runtime::{Tensor, TensorSpec};
 use crate::telemetry::ModelMetrics;
 
@@ -23,6 +23,7 @@ pub(super) struct ImageEncoder {
     pub(super) engine: Arc<Engine<ImageBinding>>,
     processor: Arc<ImageProcessor>,
     decode_limits: DecodeLimits,
+    decode_mode: DecodeMode,
     metrics: ModelMetrics,
 }
 
@@ -39,6 +40,7 @@ impl ImageEncoder {
             engine: Arc::new(Engine::start(context, source, &binding)?),
             processor: Arc::new(processor),
             decode_limits: context.decode_limits,
+            decode_mode: source.settings.decode,
             metrics,
         })
     }
@@ -66,13 +68,13 @@ impl ImageEncoder {
     ) -> Result<(Vec<f32>, Timings), PredictError> {
         let engine = Arc::clone(&self.engine);
         let processor = Arc::clone(&self.processor);
-        let limits = self.decode_limits;
+        let (limits, mode) = (self.decode_limits, self.decode_mode);
         let prepare = move || {
             if ticket.deadline <= Instant::now() {
                 return Err(InferenceError::DeadlineExceeded.into());
             }
             let started = Instant::now();
-            let tensor = processor.process(&decode(&image, &limits)?);
+            let tensor = processor.read(&image, &limits, mode)?;
             let decode = started.elapsed();
             // The body's memory is given back before the wait in the queue.
             drop(image);

@@ -6,7 +6,9 @@ use utoipa::ToSchema;
 
 use super::folder::{FolderContent, ModelFolder};
 use super::{GraphInfo, Task};
+use crate::config::ModelSettings;
 use crate::postprocess::FunctionToApply;
+use crate::preprocess::{DecodeMode, JPEG_DECODER};
 
 /// Where a model is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
@@ -65,6 +67,8 @@ pub struct Description {
     /// The effective image processor settings.
     #[schema(value_type = Object)]
     pub image_processor: Value,
+    /// How JPEGs become pixels.
+    pub jpeg: JpegDecoding,
     /// Labels by index; absent for zero-shot models and where config.json has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Vec<String>>,
@@ -90,14 +94,25 @@ pub struct InputSize {
     pub width: usize,
 }
 
+/// How JPEGs become pixels.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub struct JpegDecoding {
+    /// The library that the server was built with.
+    #[schema(example = "libjpeg-turbo")]
+    pub decoder: &'static str,
+    /// How exactly large ones are decoded; always `exact` where the library offers nothing else.
+    pub decode: DecodeMode,
+}
+
 impl Description {
-    pub(super) fn of(folder: &ModelFolder) -> Self {
+    pub(super) fn of(folder: &ModelFolder, settings: &ModelSettings) -> Self {
         let (height, width) = folder.processor.output_size();
         let description = Self {
             task: folder.task(),
             architecture: folder.architecture.clone(),
             input_size: InputSize { height, width },
             image_processor: serde_json::to_value(&folder.processor).unwrap_or_default(),
+            jpeg: JpegDecoding { decoder: JPEG_DECODER.name, decode: settings.decode.in_effect() },
             labels: None,
             function_to_apply: FunctionToApply::Softmax,
             max_text_length: None,

@@ -5,6 +5,8 @@ use std::io::Cursor;
 use image::codecs::{bmp::BmpDecoder, png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder};
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, Limits, RgbImage};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::container::{self, Outline};
 use super::{gif, jpeg};
@@ -24,6 +26,48 @@ pub(super) const METADATA_BYTES: u64 = 16 << 20;
 pub struct DecodeLimits {
     /// Most pixels (width times height) an image may have.
     pub max_pixels: u64,
+}
+
+/// How exactly JPEGs are decoded that are much larger than what a model sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DecodeMode {
+    /// In full, as the reference does.
+    #[default]
+    Exact,
+    /// At a fraction of their size, at least twice what they are resized to, where the decoder offers it.
+    Fast,
+}
+
+impl DecodeMode {
+    /// All, in the order in which a help text names them.
+    pub const ALL: [Self; 2] = [Self::Exact, Self::Fast];
+
+    /// The name in settings and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Fast => "fast",
+        }
+    }
+
+    /// What the JPEG decoder that is compiled in makes of it.
+    pub fn in_effect(self) -> Self {
+        if jpeg::DECODER.lacks.is_some() { Self::Exact } else { self }
+    }
+
+    /// The mode called `name`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.name() == name)
+    }
+}
+
+/// An upright RGB8 picture.
+#[derive(Debug)]
+pub(super) struct Decoded {
+    pub(super) pixels: RgbImage,
+    /// The width and height that it has in full; the pixels are fewer where it was decoded at a fraction.
+    pub(super) size: (u32, u32),
 }
 
 /// Why bytes did not become an image. All messages are fit for the client.
@@ -107,15 +151,30 @@ impl DecodeLimits {
 /// # Errors
 /// See [`DecodeError`]; the declared size is checked before any pixel is decoded.
 pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
+    Ok(decode_at_least(bytes, limits, |size| size)?.pixels)
+}
+
+/// As [`decode`], but may leave out pixels, so long as no side gets shorter than what `needed` says for a picture's
+/// upright size; all are (width, height).
+pub(super) fn decode_at_least(
+    bytes: &[u8],
+    limits: &DecodeLimits,
+    needed: impl FnOnce((u32, u32)) -> (u32, u32),
+) -> Result<Decoded, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
     }
     let format = image::guess_format(bytes).map_err(|_| DecodeError::UnknownFormat)?;
+    let mut full_size = None;
     let (pixels, orientation) = match format {
         ImageFormat::Jpeg => {
             let outline = jpeg::outline(bytes)?;
             limits.check(outline.size)?;
-            (jpeg::decode(bytes)?, outline.orientation())
+            let orientation = outline.orientation();
+            let turned = |size| turn(size, orientation);
+            full_size = Some(turned(outline.size));
+            let pixels = jpeg::decode(bytes, &outline, turned(needed(turned(outline.size))))?;
+            (pixels, orientation)
         }
         ImageFormat::Png => {
             let outline = container::png_outline(bytes)?;
@@ -131,12 +190,27 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeErr
         ImageFormat::Tiff => read("TIFF", limits, TiffDecoder::new(Cursor::new(bytes)))?,
         _ => return Err(DecodeError::UnknownFormat),
     };
+    let pixels = upright(pixels, orientation);
+    let size = full_size.unwrap_or(pixels.dimensions());
+    Ok(Decoded { pixels, size })
+}
+
+fn upright(pixels: RgbImage, orientation: Orientation) -> RgbImage {
     if orientation == Orientation::NoTransforms {
-        return Ok(pixels);
+        return pixels;
     }
     let mut pixels = DynamicImage::ImageRgb8(pixels);
     pixels.apply_orientation(orientation);
-    Ok(pixels.into_rgb8())
+    pixels.into_rgb8()
+}
+
+/// The upright size of a picture of this size as stored, or the other way round.
+fn turn((width, height): (u32, u32), orientation: Orientation) -> (u32, u32) {
+    use Orientation::{FlipHorizontal, FlipVertical, NoTransforms, Rotate180};
+    match orientation {
+        NoTransforms | FlipHorizontal | FlipVertical | Rotate180 => (width, height),
+        _ => (height, width),
+    }
 }
 
 /// Memory for decoding an image of this size, whatever its chunks inflate to.
@@ -230,6 +304,6 @@ pub(super) fn breaks_off(format: &'static str) -> DecodeError {
     corrupt(format, "it breaks off")
 }
 
-fn unsupported(format: &'static str, reason: impl ToString) -> DecodeError {
+pub(super) fn unsupported(format: &'static str, reason: impl ToString) -> DecodeError {
     DecodeError::Unsupported { format, reason: reason.to_string() }
 }

@@ -15,5 +15,9 @@ mod tests;
 mod window;
 
 pub use config::ProcessorError;
-pub use decode::{DecodeError, DecodeLimits, MAX_SIDE, decode};
+pub use decode::{DecodeError, DecodeLimits, DecodeMode, MAX_SIDE, decode};
+pub use jpeg::JpegDecoder;
 pub use processor::{ImageProcessor, ImageTensor};
+
+/// The JPEG decoder that is compiled in.
+pub const JPEG_DECODER: JpegDecoder = jpeg::DECODER;

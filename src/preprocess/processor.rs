@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::config::{ProcessorError, Settings, Size};
+use super::decode::{DecodeError, DecodeLimits, DecodeMode, decode_at_least};
 use super::kernel::Filter;
 use super::normalize::{Normalization, Table, to_planes};
 use super::resize::resize;
@@ -61,13 +62,44 @@ impl ImageProcessor {
         self.plan.output
     }
 
+    /// Decodes an upload to its tensor.
+    ///
+    /// # Errors
+    /// See [`DecodeError`].
+    pub fn read(&self, bytes: &[u8], limits: &DecodeLimits, mode: DecodeMode) -> Result<ImageTensor, DecodeError> {
+        let image = decode_at_least(bytes, limits, |size| match mode {
+            DecodeMode::Exact => size,
+            DecodeMode::Fast => self.needed_size(size),
+        })?;
+        Ok(self.process_reduced(&image.pixels, image.size))
+    }
+
+    /// The size at which an image of this size is worth decoding, both (width, height): twice what it is resized to
+    /// leaves the resizing enough to average. Without resizing and for nearest, which takes pixels as they are, all.
+    fn needed_size(&self, (width, height): (u32, u32)) -> (u32, u32) {
+        let twice = |length: usize| u32::try_from(length * 2).unwrap_or(u32::MAX);
+        match self.plan.resize {
+            None | Some((_, Filter::Nearest)) => (width, height),
+            Some((size, _)) => {
+                let target = target_size(size, (height as usize, width as usize));
+                (twice(target.1), twice(target.0))
+            }
+        }
+    }
+
     /// The tensor for an image: `[3, height, width]`, channels in the order red, green, blue.
     ///
     /// Memory stays in proportion to the image's longer side and the output, however narrow the image is.
     pub fn process(&self, image: &RgbImage) -> ImageTensor {
+        self.process_reduced(image, image.dimensions())
+    }
+
+    /// The tensor for an image that was decoded at a fraction of its full size (width, height): what it is resized to
+    /// follows from its full size, or the crop would shift.
+    fn process_reduced(&self, image: &RgbImage, full: (u32, u32)) -> ImageTensor {
         let plan = &self.plan;
         let source = (image.height() as usize, image.width() as usize);
-        let size = plan.resize.map_or(source, |(size, _)| target_size(size, source));
+        let size = plan.resize.map_or(source, |(size, _)| target_size(size, (full.1 as usize, full.0 as usize)));
         let (mut rows, mut columns) = (Window::all(size.0), Window::all(size.1));
         for &(height, width) in &plan.crops {
             rows = rows.center(height);
@@ -145,5 +177,35 @@ fn target_size(size: Size, (height, width): (usize, usize)) -> (usize, usize) {
         // The longer side is truncated, not rounded.
         Size::ShortestEdge { shortest_edge } if width <= height => (shortest_edge * height / width, shortest_edge),
         Size::ShortestEdge { shortest_edge } => (shortest_edge, shortest_edge * width / height),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn needed(config: &Value, size: (u32, u32)) -> (u32, u32) {
+        ImageProcessor::from_json(config, None).unwrap().needed_size(size)
+    }
+
+    #[test]
+    fn twice_what_an_image_is_resized_to_is_needed_of_it() {
+        let squash = json!({"image_processor_type": "ViTImageProcessor", "size": {"height": 200, "width": 100}});
+        assert_eq!(needed(&squash, (4000, 3000)), (200, 400));
+        let clip = json!({"image_processor_type": "CLIPImageProcessor"});
+        assert_eq!(needed(&clip, (4000, 3000)), (2 * 298, 2 * 224));
+        assert_eq!(needed(&clip, (3000, 4000)), (2 * 224, 2 * 298));
+        let conv_next = json!({"image_processor_type": "ConvNextImageProcessor", "size": 224, "crop_pct": 0.875});
+        assert_eq!(needed(&conv_next, (4000, 4000)), (2 * 256, 2 * 256), "what the crop is taken from counts");
+    }
+
+    #[test]
+    fn all_of_an_image_is_needed_where_pixels_are_taken_as_they_are() {
+        let nearest = json!({"image_processor_type": "ViTImageProcessor", "resample": 0});
+        let crop = json!({"image_processor_type": "CLIPImageProcessor", "do_resize": false});
+        for config in [nearest, crop] {
+            assert_eq!(needed(&config, (4000, 3000)), (4000, 3000), "{config}");
+        }
     }
 }

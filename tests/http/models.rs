@@ -3,6 +3,7 @@
 use std::sync::mpsc;
 
 use ocelli::models::ModelState;
+use ocelli::preprocess::JPEG_DECODER;
 use ocelli::runtime::{ExecutionProvider, Precision};
 use serde_json::json;
 
@@ -20,6 +21,7 @@ fn a_model_tells_how_it_is_really_run() {
     assert_eq!(model["task"], "image-classification");
     assert_eq!(model["labels"], json!(["red", "green", "blue", "gray, or grey"]));
     assert_eq!(model["input_size"], json!({"height": 8, "width": 8}));
+    assert_eq!(model["jpeg"], json!({"decoder": JPEG_DECODER.name, "decode": "exact"}));
     assert_eq!(model["function_to_apply"], "softmax");
     let graph = &model["graphs"][0];
     assert_eq!((&graph["provider"], &graph["precision"]), (&json!("cpu"), &json!("f32")));

@@ -1,12 +1,7 @@
 //! Hostile and broken uploads: each ends in an error, in bounded time and memory, and none in a panic.
 
-use super::{LIMITS, fixture, folder, report};
+use super::{LIMITS, fixture, fixtures, report};
 use crate::preprocess::{DecodeError, DecodeLimits, decode};
-
-fn fixtures() -> impl Iterator<Item = (String, Vec<u8>)> {
-    let files = std::fs::read_dir(folder().join("images")).unwrap();
-    files.map(|file| file.unwrap().file_name().into_string().unwrap()).map(|file| (file.clone(), fixture(&file)))
-}
 
 #[test]
 fn a_file_that_breaks_off_is_an_error_unless_all_pixels_are_there() {

@@ -9,19 +9,25 @@ use image::RgbImage;
 
 use super::DecodeLimits;
 
-const LIMITS: DecodeLimits = DecodeLimits { max_pixels: 1 << 20 };
+pub(super) const LIMITS: DecodeLimits = DecodeLimits { max_pixels: 1 << 20 };
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/preprocess")
 }
 
 /// An encoded image of the fixtures.
-fn fixture(name: &str) -> Vec<u8> {
+pub(super) fn fixture(name: &str) -> Vec<u8> {
     std::fs::read(folder().join("images").join(name)).unwrap()
 }
 
+/// Every encoded image of the fixtures, with its name.
+pub(super) fn fixtures() -> impl Iterator<Item = (String, Vec<u8>)> {
+    let files = std::fs::read_dir(folder().join("images")).unwrap();
+    files.map(|file| file.unwrap().file_name().into_string().unwrap()).map(|file| (file.clone(), fixture(&file)))
+}
+
 /// The picture that generate.py calls `noise`.
-fn noise(width: u32, height: u32) -> RgbImage {
+pub(super) fn noise(width: u32, height: u32) -> RgbImage {
     let mut state = 1_u32;
     let ramp = |at: u32, length: u32| at * 255 / (length - 1).max(1);
     let mut image = RgbImage::new(width, height);
@@ -36,6 +42,6 @@ fn noise(width: u32, height: u32) -> RgbImage {
 }
 
 /// Fails with all that went wrong.
-fn report(failures: &[String]) {
+pub(super) fn report(failures: &[String]) {
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }

@@ -1,14 +1,35 @@
-//! JPEG: its markers are read here, its pixels are decoded by a library that can be swapped here.
+//! JPEG: its markers are read here, its pixels are decoded by the library that is compiled in.
 
-use std::io::{BufRead, Cursor};
+#[cfg(feature = "turbojpeg")]
+mod turbo;
+#[cfg(not(feature = "turbojpeg"))]
+mod zune;
 
-use image::codecs::jpeg::JpegDecoder;
-use image::{ColorType, ImageDecoder, RgbImage};
+use std::io::BufRead;
+
+#[cfg(feature = "turbojpeg")]
+use turbo as library;
+#[cfg(not(feature = "turbojpeg"))]
+use zune as library;
+
+pub(super) use library::{DECODER, decode};
 
 use super::container::Outline;
-use super::decode::{DecodeError, breaks_off, corrupt, into_decode_error};
+use super::decode::{DecodeError, breaks_off, corrupt};
 
 const FORMAT: &str = "JPEG";
+
+/// A JPEG decoder.
+pub struct JpegDecoder {
+    /// Its name.
+    pub name: &'static str,
+    /// What a server with it lacks and how to get that, where it is not the best one.
+    pub lacks: Option<&'static str>,
+}
+
+/// Most scans of a JPEG. Progressive encoders write about 10; each scan may cost as much as decoding the whole picture,
+/// and a few bytes are enough to ask for one.
+const MAX_SCANS: usize = 100;
 
 /// Reads a JPEG's markers up to its end.
 ///
@@ -17,6 +38,7 @@ const FORMAT: &str = "JPEG";
 pub(super) fn outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
     let mut outline = Outline::default();
     let mut has_frame = false;
+    let mut scans = 0;
     // After the start-of-image marker.
     let mut rest = bytes.get(2..).unwrap_or_default();
     loop {
@@ -24,20 +46,24 @@ pub(super) fn outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
         match marker {
             END_OF_IMAGE if has_frame => return Ok(outline),
             END_OF_IMAGE => return Err(corrupt(FORMAT, "it has no picture")),
-            // Restart markers and the like stand alone; restart markers lie within pixel data.
-            0x00 | 0x01 | 0xd0..=0xd8 => continue,
+            _ if stands_alone(marker) => continue,
             _ => {}
         }
         let segment = next_segment(&mut rest).ok_or_else(|| breaks_off(FORMAT))?;
         match (marker, segment) {
-            // Frame headers, without the tables (C4, CC) and the extension (C8) among them.
-            (0xc0..=0xcf, [_, h0, h1, w0, w1, ..]) if !matches!(marker, 0xc4 | 0xc8 | 0xcc) => {
+            (_, [_, h0, h1, w0, w1, ..]) if is_frame(marker) => {
                 if has_frame {
                     return Err(corrupt(FORMAT, "it has two frame headers"));
                 }
                 has_frame = true;
                 let side = |high: &u8, low: &u8| u32::from(u16::from_be_bytes([*high, *low]));
                 outline.size = (side(w0, w1), side(h0, h1));
+            }
+            (START_OF_SCAN, _) => {
+                scans += 1;
+                if scans > MAX_SCANS {
+                    return Err(corrupt(FORMAT, format!("it has more than {MAX_SCANS} scans")));
+                }
             }
             (0xe1, segment) => {
                 if let Some(exif) = segment.strip_prefix(b"Exif\0\0") {
@@ -52,6 +78,17 @@ pub(super) fn outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
 }
 
 const END_OF_IMAGE: u8 = 0xd9;
+const START_OF_SCAN: u8 = 0xda;
+
+/// Restart markers and the like have no segment; restart markers lie within pixel data.
+fn stands_alone(marker: u8) -> bool {
+    matches!(marker, 0x00 | 0x01 | 0xd0..=0xd8)
+}
+
+/// Frame headers, without the tables (C4, CC) and the extension (C8) among them.
+fn is_frame(marker: u8) -> bool {
+    matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc)
+}
 
 /// Skips to the next marker and takes it. Within pixel data, `FF 00` is a value, which the caller skips.
 fn next_marker(rest: &mut &[u8]) -> Option<u8> {
@@ -71,19 +108,21 @@ fn next_segment<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(segment)
 }
 
-/// Decodes the pixels of a JPEG whose outline has been checked, as stored, not turned upright.
-///
-/// CMYK and YCCK are taken as Adobe writes them, inverted, as Pillow does.
-pub(super) fn decode(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
-    let failed = |error| into_decode_error(FORMAT, error);
-    let decoder = JpegDecoder::new(Cursor::new(bytes)).map_err(failed)?;
-    let (width, height) = decoder.dimensions();
-    let color = decoder.color_type();
-    let length = usize::try_from(decoder.total_bytes()).map_err(|_| corrupt(FORMAT, "it is too large"))?;
-    let mut buffer = vec![0; length];
-    decoder.read_image(&mut buffer).map_err(failed)?;
-    if color == ColorType::L8 {
-        buffer = buffer.iter().flat_map(|&gray| [gray; 3]).collect();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A JPEG with nothing in it but `scans` starts of scans.
+    fn bomb(scans: usize) -> Vec<u8> {
+        let frame = [0xff, 0xd8, 0xff, 0xc2, 0, 8, 8, 0, 16, 0, 24, 1];
+        let scan = [0xff, START_OF_SCAN, 0, 2];
+        [&frame[..], &scan.repeat(scans), &[0xff, END_OF_IMAGE]].concat()
     }
-    RgbImage::from_raw(width, height, buffer).ok_or_else(|| corrupt(FORMAT, "its colour type is not supported"))
+
+    #[test]
+    fn a_jpeg_of_very_many_scans_is_refused_before_any_is_decoded() {
+        assert_eq!(outline(&bomb(MAX_SCANS)).unwrap().size, (24, 16));
+        let error = outline(&bomb(MAX_SCANS + 1)).unwrap_err();
+        assert!(error.to_string().contains("more than 100 scans"), "{error}");
+    }
 }

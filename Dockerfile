@@ -5,14 +5,14 @@ ARG BASE=debian:12-slim
 FROM rust:1.95-slim-bookworm AS build
 ARG RUNTIME=auto
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3 python3-pip \
+    && apt-get install --yes --no-install-recommends cmake g++ make nasm python3 python3-pip \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY scripts scripts
 RUN scripts/setup --no-models --runtime "$RUNTIME"
 COPY Cargo.toml Cargo.lock clippy.toml rustfmt.toml ./
 COPY src src
-RUN cargo build --release --locked
+RUN cargo build --release --locked --features turbojpeg
 
 FROM ${BASE}
 RUN apt-get update \

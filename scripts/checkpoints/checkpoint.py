@@ -1,0 +1,59 @@
+"""A checkpoint in memory: the torch model, and the files that go along with it."""
+
+from dataclasses import dataclass, field
+
+from .errors import Refused
+
+#: model_type of config.json, by what the model is for.
+CLASSIFIERS = (
+    "beit", "convnext", "convnextv2", "deit", "dinov2", "efficientnet", "resnet", "swin", "swinv2", "vit",
+)  # fmt: skip
+DUAL_ENCODERS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
+#: Image processors that the server knows; others would not load there.
+PROCESSORS = ("Beit", "Bit", "CLIP", "ConvNext", "DeiT", "EfficientNet", "Siglip", "ViT")
+
+
+@dataclass
+class Checkpoint:
+    """A model in f32 and eval mode, its config.json, and the files that are copied as they are."""
+
+    name: str
+    model: object
+    config: dict
+    files: dict = field(default_factory=dict)
+
+    @property
+    def is_dual_encoder(self) -> bool:
+        return self.config["model_type"] in DUAL_ENCODERS
+
+
+def model_class_name(config: dict, where: str) -> str:
+    """The transformers class of a config.json, or why there is none that can be exported."""
+    model_type = config.get("model_type")
+    architecture = (config.get("architectures") or [None])[0]
+    if model_type in DUAL_ENCODERS:
+        wanted = DUAL_ENCODERS[model_type]
+        if architecture not in (wanted, None):
+            raise Refused(f"{where}: architectures[0] is {architecture}; of {model_type}, {wanted} can be exported")
+        return wanted
+    if model_type not in CLASSIFIERS:
+        known = ", ".join(sorted([*CLASSIFIERS, *DUAL_ENCODERS]))
+        raise Refused(f"{where}: model_type is {model_type!r}; these can be exported: {known}")
+    if architecture is None or "ForImageClassification" not in architecture:
+        raise Refused(
+            f"{where}: architectures[0] is {architecture!r}, which is no classifier (…ForImageClassification)"
+        )
+    return architecture
+
+
+def check_processor(settings: dict, where: str) -> None:
+    """An image processor's file names a class that is known, in the old way or the new one, or none."""
+    settings = settings.get("image_processor") or settings
+    for key in ("image_processor_type", "feature_extractor_type"):
+        name = settings.get(key)
+        if name is not None:
+            family = str(name).replace("FeatureExtractor", "ImageProcessor").split("ImageProcessor")[0]
+            if family not in PROCESSORS:
+                known = ", ".join(f"{family}ImageProcessor" for family in PROCESSORS)
+                raise Refused(f"{where}: {key} is {name!r}; these are known: {known}")
+            return

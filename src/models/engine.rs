@@ -16,7 +16,7 @@ use super::tuning::{Tuning, TuningCache};
 use super::{LoadContext, LoadError, Stop, Ticket};
 use crate::batching::{Answer, BatchQueue, InferenceError, Job, Straggler, Worker};
 use crate::config::ModelSettings;
-use crate::runtime::{ExecutionProvider, OnnxFile, Precision, RuntimeError};
+use crate::runtime::{ExecutionProvider, OnnxFile, Precision, RuntimeError, give_back_freed_memory};
 
 /// What `GET /v1/models` tells of one graph.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -177,6 +177,7 @@ impl<B: Binding> Engine<B> {
         let relieved = std::mem::replace(&mut running.workers, workers);
         running.relieved.extend(relieved);
         running.relieved.retain(|worker| !worker.is_finished());
+        give_back_freed_memory();
         running.plan = plan;
         running.info = GraphInfo {
             provider: plan.provider,

@@ -3,11 +3,13 @@
 mod assignment;
 mod graph;
 mod library;
+mod memory;
 mod onnx_file;
 mod provider;
 
 pub use graph::{Graph, Tensor, TensorSpec};
 pub use library::Runtime;
+pub use memory::give_back_freed_memory;
 pub use onnx_file::OnnxFile;
 pub use provider::{ExecutionProvider, Precision, SessionOptions};
 

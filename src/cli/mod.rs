@@ -1,5 +1,6 @@
-//! The command line: `serve`, `classify`, `models`, `openapi`.
+//! The command line: `serve`, `classify`, `models`, `bench`, `openapi`.
 
+mod bench;
 mod classify;
 mod models;
 mod serve;
@@ -46,6 +47,7 @@ fn command() -> Command {
         .subcommand(serve::command())
         .subcommand(classify::command())
         .subcommand(models::command())
+        .subcommand(bench::command())
         .subcommand(Command::new("measure").hide(true).about("Measures a plan for the server that started this process."))
         .subcommand(Command::new("openapi").about("Prints the OpenAPI document of the HTTP interface, as YAML."))
         .arg(config)
@@ -69,6 +71,7 @@ pub fn main() -> ExitCode {
             match name {
                 "serve" => serve::run(config, matches, json),
                 "classify" => classify::run(&config, matches),
+                "bench" => bench::run(&config, matches),
                 _ => models::run(&config),
             }
         }),

@@ -84,6 +84,11 @@ impl Classifier {
         self.encoder.tune(&|rows| rows.iter().map(|logits| function.apply(logits)).collect());
     }
 
+    /// The graph with what is before it.
+    pub(super) fn image_encoder(&self) -> &ImageEncoder {
+        &self.encoder
+    }
+
     /// The graph.
     pub(super) fn graphs(&self) -> Vec<GraphInfo> {
         vec![self.encoder.engine.info()]

@@ -54,6 +54,11 @@ impl ImageEncoder {
         }
     }
 
+    /// The graph's input for one image, as [`Self::encode`] makes it, on this thread.
+    pub(super) fn prepare(&self, image: &[u8]) -> Result<ImageTensor, PredictError> {
+        Ok(self.processor.read(image, &self.decode_limits, self.decode_mode)?)
+    }
+
     /// The graph's present answers to the built-in photos. Blocks.
     pub(super) fn probe_answers(&self) -> Result<Vec<Vec<f32>>, PredictError> {
         Ok(self.engine.answers(&probe::photos(&self.processor))?)

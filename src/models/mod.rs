@@ -1,5 +1,6 @@
 //! A model folder becomes something that answers: graphs behind queues, and what a task computes around them.
 
+mod bench;
 mod classifier;
 mod engine;
 mod entry;
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use bench::{BenchReport, BenchRequest, Choice, Failure, InferenceCost, PreprocessingCost, Way, Ways};
 pub use classifier::Classifier;
 pub use engine::GraphInfo;
 pub use entry::LoadedModel;

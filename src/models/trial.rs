@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::image_encoder::ImageBinding;
-use super::opener::{Binding, Opener, Plan, Warmed};
+use super::opener::{Binding, GraphModel, Opener, Plan, Warmed};
 use super::probe::{self, Probe};
 use super::text_encoder::TokenBinding;
 use super::tuning::Speed;
@@ -180,44 +180,66 @@ fn perform<B: Binding>(
 }
 
 /// Powers of two up to `max`, and `max` itself.
-fn batch_sizes(max: usize) -> Vec<usize> {
+pub(super) fn batch_sizes(max: usize) -> Vec<usize> {
     let powers = std::iter::successors(Some(1), |size| Some(size * 2)).take_while(|&size| size < max);
     powers.chain([max]).collect()
 }
 
 /// Runs batches of `size` in all sessions at once.
 fn measure_size<B: Binding>(sessions: &mut [Warmed<B>], size: usize) -> Result<Speed, LoadError> {
-    let (time, least) = MEASURED;
+    let timed = timed_runs(sessions, MEASURED, |model| Ok(model.run_samples(size).map(drop)?))?;
+    let per_second = timed.iter().map(|session| session.per_second() * size as f64).sum();
+    let fastest = timed.iter().flat_map(|session| &session.runs).min().copied().unwrap_or_default();
+    Ok(Speed { batch_size: size, per_second, run_ms: fastest.as_secs_f64() * 1e3 })
+}
+
+/// What one session did while it was timed.
+pub(super) struct TimedRuns {
+    /// From the start of the first run to the end of the last.
+    pub(super) time: Duration,
+    /// Each run.
+    pub(super) runs: Vec<Duration>,
+}
+
+impl TimedRuns {
+    /// Runs per second.
+    pub(super) fn per_second(&self) -> f64 {
+        self.runs.len() as f64 / self.time.as_secs_f64()
+    }
+}
+
+/// Repeats `run` in all sessions at once, for the time given and at least so many times.
+pub(super) fn timed_runs<B: Binding>(
+    sessions: &mut [Warmed<B>],
+    (time, least): (Duration, usize),
+    run: impl Fn(&mut GraphModel<B>) -> Result<(), LoadError> + Sync,
+) -> Result<Vec<TimedRuns>, LoadError> {
     let start = Barrier::new(sessions.len());
-    let runs = std::thread::scope(|scope| {
+    let (start, run) = (&start, &run);
+    std::thread::scope(|scope| {
         let threads = sessions.iter_mut().map(|session| {
-            let start = &start;
             scope.spawn(move || {
                 start.wait();
                 let begin = Instant::now();
-                let (mut fastest, mut runs) = (Duration::MAX, 0_usize);
-                while runs < least || begin.elapsed() < time {
-                    let run = Instant::now();
-                    session.model.run_samples(size)?;
-                    fastest = fastest.min(run.elapsed());
-                    runs += 1;
+                let mut runs = Vec::new();
+                while runs.len() < least || begin.elapsed() < time {
+                    let one = Instant::now();
+                    run(&mut session.model)?;
+                    runs.push(one.elapsed());
                     // Long runs say enough by themselves.
                     if begin.elapsed() > time * 4 {
                         break;
                     }
                 }
-                Ok::<_, LoadError>((runs as f64 / begin.elapsed().as_secs_f64(), fastest))
+                Ok::<_, LoadError>(TimedRuns { time: begin.elapsed(), runs })
             })
         });
         let threads: Vec<_> = threads.collect();
         let joined = threads.into_iter().map(|thread| {
             thread.join().unwrap_or_else(|_| Err(LoadError::System("a measuring run panicked".to_owned())))
         });
-        joined.collect::<Result<Vec<_>, LoadError>>()
-    })?;
-    let per_second = runs.iter().map(|(per_second, _)| per_second * size as f64).sum();
-    let fastest = runs.iter().map(|(_, fastest)| *fastest).min().unwrap_or_default();
-    Ok(Speed { batch_size: size, per_second, run_ms: fastest.as_secs_f64() * 1e3 })
+        joined.collect()
+    })
 }
 
 #[cfg(test)]

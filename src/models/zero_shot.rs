@@ -140,6 +140,11 @@ impl ZeroShotClassifier {
         self.text.tune(&|labels| scores(&images, labels))
     }
 
+    /// The image's side.
+    pub(super) fn image_encoder(&self) -> &ImageEncoder {
+        &self.vision
+    }
+
     /// Both graphs.
     pub(super) fn graphs(&self) -> Vec<GraphInfo> {
         vec![self.vision.engine.info(), self.text.engine.info()]

@@ -53,6 +53,41 @@ fn models_tells_what_is_there_and_what_is_wrong() {
 }
 
 #[test]
+fn bench_prints_what_preprocessing_and_inference_cost() {
+    let models = models_dir(&["tiny-classifier", "tiny-clip"]);
+    let red = models.path().join("red.png");
+    std::fs::write(&red, picture(RED)).unwrap();
+    let bench = |arguments: &[&str]| {
+        let common = ["bench", "--tune", "off", "--seconds", "0.001", "--largest-batch", "3", red.to_str().unwrap()];
+        let output = ocelli(models.path(), &[&common, arguments].concat());
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
+    };
+    let answer = bench(&["--model", "tiny-clip"]);
+    assert_eq!(answer["model"], "tiny-clip");
+    let report = &answer["report"];
+    assert_eq!(report["graph"]["file"], "vision_model.onnx");
+    let positive = |value: &serde_json::Value| value.as_f64().is_some_and(|value| value > 0.0);
+    let preprocessing = &report["preprocessing"][0];
+    for key in ["bytes", "wall_ms", "cpu_ms", "cpu_ms_all_cores"] {
+        assert!(positive(&preprocessing[key]), "{key} in {preprocessing}");
+    }
+    let costs = report["inference"].as_array().unwrap();
+    for cost in costs {
+        assert!(["cpu_ms", "run_ms", "fastest_ms", "per_second"].iter().all(|key| positive(&cost[key])), "{cost}");
+    }
+    let whole = costs.iter().filter(|cost| cost["instances"] == 1 && cost["threads"] == report["cores"]);
+    assert_eq!(whole.map(|cost| cost["batch_size"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3]);
+
+    let answer = bench(&["--way", "cpu,f32,2,1", "--way", "cpu,bf16,1,1"]);
+    assert_eq!(answer["model"], "tiny-classifier", "the default classifier");
+    let report = &answer["report"];
+    assert!(report["inference"].as_array().unwrap().iter().all(|cost| cost["instances"] == 2), "{report}");
+    let failure = &report["failures"][0];
+    assert_eq!(failure["precision"], "bf16");
+    assert!(failure["reason"].as_str().unwrap().contains("the cpu provider computes in f32"), "{failure}");
+}
+
+#[test]
 fn mistakes_of_configuration_are_reported_all_at_once() {
     let output =
         ocelli(&fixtures().join("models"), &["serve", "--max-images", "0", "--precision", "f8", "--listen", "here"]);

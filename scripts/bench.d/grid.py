@@ -1,0 +1,135 @@
+"""How close `auto` comes: its choices beside every way to run a model, for throughput and for latency."""
+
+import shutil
+from collections import defaultdict
+
+from report import machine_table, table
+from suite import FIGURE_SHARE
+from tools import WORK, link_models, median, ocelli_bench, say
+
+WAY = ("provider", "precision", "instances", "threads")
+# How often the choice and the best are measured against each other, in turns.
+DUEL_ROUNDS = 5
+WANTED = "≤ 5 %"
+
+
+def write(options, usual):
+    """Measures all models, prints by how much `auto` misses, and writes the page."""
+    sections = [measure_model(options, name, usual) for name in options.models]
+    options.output.mkdir(parents=True, exist_ok=True)
+    page = options.output / "bench-grid.md"
+    misses = [miss for section in sections for miss in section["misses"]]
+    for model, objective, miss, choice, best in misses:
+        print(f"{model}: {objective}: auto misses the best by {miss:.1%} ({choice}; best: {best})", flush=True)
+    rows = [[model, objective, f"{miss:.1%}", choice, best] for model, objective, miss, choice, best in misses]
+    lines = [
+        "# What `auto` chooses, beside every way",
+        "",
+        f"Written by `{options.command}`. Each way (provider, precision, sessions × threads) was measured",
+        f"{options.rounds} time(s) at each batch size, in the server's own code without HTTP; then the choice and the best",
+        f"of them in turns, {DUEL_ROUNDS} times. What a choice misses is wanted to be {WANTED}.",
+        "",
+        *machine_table(),
+        "",
+        *table(["model", "objective", "missed", "choice", "best"], rows),
+        "",
+        *(line for section in sections for line in section["lines"]),
+    ]
+    page.write_text("\n".join(lines), encoding="utf-8")
+    return page
+
+
+def measure_model(options, name, photos):
+    folder = WORK / "grid" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    models_dir = link_models(folder / "models", [(name, options.models_dir / name)])
+    seconds = max(0.05, options.seconds * FIGURE_SHARE)
+
+    def bench(*ways):
+        fixed = ["--seconds", seconds, "--largest-batch", options.largest_batch]
+        return ocelli_bench(models_dir, folder / "cache", name, photos, *fixed, *ways)
+
+    points, reports = defaultdict(list), []
+    for number in range(1, options.rounds + 1):
+        say(f"{name}: grid, round {number} of {options.rounds} …")
+        reports.append(bench("--all-ways"))
+        collect(points, reports[-1])
+    return summarise(name, points, reports[-1], bench)
+
+
+def collect(points, report):
+    """Adds a report's costs to `points`, by way and batch size."""
+    for cost in report["inference"]:
+        points[tuple(cost[key] for key in WAY), cost["batch_size"]].append(cost)
+
+
+def summarise(name, points, report, bench):
+    forbidden = unfaithful(report)
+    allowed = {key: costs for key, costs in points.items() if key[0][:2] not in forbidden}
+    singles = single_times(allowed)
+    within = {way for way, time in singles.items() if time <= min(singles.values()) * report["latency_bound"]}
+    misses = []
+    for choice in report["choices"]:
+        chosen = tuple(choice[key] for key in WAY)
+        if choice["objective"] == "throughput":
+            rates = {key: median([cost["per_second"] for cost in costs]) for key, costs in allowed.items()}
+            best = max((key for key in rates if key[0] in within), key=rates.get)
+            mine = (chosen, max(size for way, size in rates if way == chosen and size <= choice["max_batch_size"]))
+            miss = 1 - duel(bench, mine, best, "per_second", median)
+        else:
+            # The smallest batch that there is: 1, but for graphs that insist on another.
+            smallest = min(size for way, size in allowed if way == chosen)
+            best, mine = (min(singles, key=singles.get), smallest), (chosen, smallest)
+            miss = duel(bench, mine, best, "fastest_ms", min) - 1
+        misses.append((name, choice["objective"], max(0.0, miss), describe(*mine), describe(*best)))
+    return {"misses": misses, "lines": list(details(name, points, report, forbidden))}
+
+
+def single_times(points):
+    """The shortest run of the smallest batch, by way."""
+    smallest = min(size for _, size in points)
+    return {way: min(cost["fastest_ms"] for cost in costs) for (way, size), costs in points.items() if size == smallest}
+
+
+def unfaithful(report):
+    """Provider and precision of what tuning ruled out."""
+    candidates = (report["graph"].get("tuning") or {"candidates": []})["candidates"]
+    return {(one["provider"], one["precision"]) for one in candidates if one.get("ruled_out")}
+
+
+def duel(bench, mine, best, key, summary):
+    """The choice's figure ÷ the best one's, both measured again in turns: the best of many was lucky too."""
+    if mine == best:
+        return 1.0
+    points = defaultdict(list)
+    for _ in range(DUEL_ROUNDS):
+        ways = dict.fromkeys([mine[0], best[0]])
+        collect(points, bench(*(part for way in ways for part in ("--way", ",".join(map(str, way))))))
+    mine, best = ([cost[key] for cost in points[point]] for point in (mine, best))
+    return summary(mine) / summary(best)
+
+
+def describe(way, batch):
+    provider, precision, instances, threads = way
+    return f"{provider} {precision}, {instances} × {threads}, batches of {batch}"
+
+
+def details(name, points, report, forbidden):
+    sizes = sorted({size for _, size in points})
+    ways = sorted({way for way, _ in points})
+    yield f"## {name}"
+    yield ""
+    yield "Images/s by batch size, and the shortest run of the smallest batch:"
+    yield ""
+    rows = []
+    for way in ways:
+        rates = [points.get((way, size)) for size in sizes]
+        cells = [f"{median([cost['per_second'] for cost in costs]):.1f}" if costs else "" for costs in rates]
+        fastest = min(cost["fastest_ms"] for cost in next(costs for costs in rates if costs))
+        note = "not faithful" if way[:2] in forbidden else ""
+        rows.append([f"{way[0]} {way[1]}, {way[2]} × {way[3]}", *cells, f"{fastest:.2f}", note])
+    yield from table(["way", *map(str, sizes), "one, ms", ""], rows)
+    yield ""
+    for failure in report["failures"]:
+        yield f"- {' '.join(str(failure[key]) for key in WAY)} cannot be run: {failure['reason']}"
+    yield ""

@@ -1,0 +1,373 @@
+//! What preprocessing and inference cost by themselves, measured through the code that serves: for `ocelli bench`.
+
+use std::str::FromStr;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rustix::time::{ClockId, clock_gettime};
+use serde::Serialize;
+
+use super::image_encoder::{ImageBinding, ImageEncoder};
+use super::opener::{Opener, Plan, providers};
+use super::trial::{batch_sizes, timed_runs};
+use super::tuning::choose;
+use super::{GraphInfo, LoadError, LoadedModel, PredictError};
+use crate::batching::Model;
+use crate::config::{ModelSettings, Objective, usable_cores};
+use crate::preprocess::ImageTensor;
+use crate::runtime::{ExecutionProvider, Precision};
+
+/// A figure rests on so many runs at least.
+const LEAST_RUNS: usize = 5;
+
+/// What to measure.
+pub struct BenchRequest {
+    /// Encoded images, which are preprocessed one by one and then fill the batches in turn.
+    pub images: Vec<Bytes>,
+    /// Ways to run the image's graph.
+    pub ways: Ways,
+    /// Batches are the powers of two up to this.
+    pub max_batch_size: usize,
+    /// For each figure.
+    pub time: Duration,
+}
+
+/// Which ways to run the image's graph are measured.
+pub enum Ways {
+    /// What the server runs, and its arithmetic in one session of all cores and in a session a core.
+    Served,
+    /// Everything that this library, this machine and the settings allow.
+    All,
+    /// These.
+    These(Vec<Way>),
+}
+
+/// A way to run a graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Way {
+    /// The execution provider.
+    pub provider: ExecutionProvider,
+    /// The arithmetic.
+    pub precision: Precision,
+    /// Sessions that run at once.
+    pub instances: usize,
+    /// Inference threads per session.
+    pub threads: usize,
+}
+
+/// What was measured.
+#[derive(Serialize)]
+pub struct BenchReport {
+    /// The cores that this process may use.
+    pub cores: usize,
+    /// The image's graph as the server runs it.
+    pub graph: GraphInfo,
+    /// For throughput, tuning takes no way whose single image takes more than this many times the shortest.
+    pub latency_bound: f64,
+    /// What tuning chooses by its own measurements; empty if there are none.
+    pub choices: Vec<Choice>,
+    /// In the order of the images.
+    pub preprocessing: Vec<PreprocessingCost>,
+    /// By way and batch size.
+    pub inference: Vec<InferenceCost>,
+    /// Ways that cannot be run.
+    pub failures: Vec<Failure>,
+}
+
+/// What tuning chooses.
+#[derive(Serialize)]
+pub struct Choice {
+    /// `throughput` or `latency`.
+    pub objective: &'static str,
+    /// How the graph would be run.
+    #[serde(flatten)]
+    pub way: Way,
+    /// Most images in a batch.
+    pub max_batch_size: usize,
+}
+
+/// What decoding and preprocessing an image costs.
+#[derive(Serialize)]
+pub struct PreprocessingCost {
+    /// Bytes of the encoded image.
+    pub bytes: usize,
+    /// Median time on one thread, while the other cores have nothing to do, in milliseconds.
+    pub wall_ms: f64,
+    /// CPU time of the same, in milliseconds.
+    pub cpu_ms: f64,
+    /// CPU time while every core does the same, in milliseconds.
+    pub cpu_ms_all_cores: f64,
+}
+
+/// What a batch costs, all sessions running such batches at once.
+#[derive(Serialize)]
+pub struct InferenceCost {
+    /// How the graph was run.
+    #[serde(flatten)]
+    pub way: Way,
+    /// Images per run.
+    pub batch_size: usize,
+    /// Runs that the figures rest on.
+    pub runs: usize,
+    /// CPU time of the process per image, in milliseconds.
+    pub cpu_ms: f64,
+    /// Median time of a run, in milliseconds.
+    pub run_ms: f64,
+    /// The shortest run, in milliseconds.
+    pub fastest_ms: f64,
+    /// Images per second of all sessions together.
+    pub per_second: f64,
+}
+
+/// Why a way cannot be run.
+#[derive(Serialize)]
+pub struct Failure {
+    /// The way.
+    #[serde(flatten)]
+    pub way: Way,
+    /// What the library says.
+    pub reason: String,
+}
+
+impl FromStr for Way {
+    type Err = String;
+
+    /// Reads `PROVIDER,PRECISION,INSTANCES,THREADS`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let read = || {
+            let [provider, precision, instances, threads] = text.split(',').collect::<Vec<_>>()[..] else {
+                return None;
+            };
+            let number = |text: &str| text.parse().ok().filter(|number| (1..=1024).contains(number));
+            Some(Self {
+                provider: ExecutionProvider::from_name(provider)?,
+                precision: Precision::from_name(precision)?,
+                instances: number(instances)?,
+                threads: number(threads)?,
+            })
+        };
+        read().ok_or_else(|| format!("'{text}' is no way to run a graph; one is openvino,bf16,1,2"))
+    }
+}
+
+impl Way {
+    fn of(plan: &Plan) -> Self {
+        let Plan { provider, precision, instances, threads, .. } = *plan;
+        Self { provider, precision, instances, threads }
+    }
+
+    fn plan(self, max_batch_size: usize) -> Plan {
+        let Self { provider, precision, instances, threads } = self;
+        Plan { provider, precision, instances, threads, max_batch_size }
+    }
+}
+
+impl LoadedModel {
+    /// Measures preprocessing and the image's graph, one after the other, while nothing else runs. Blocks.
+    ///
+    /// # Errors
+    /// An image that cannot be decoded. A way that cannot be run is noted in the report instead.
+    pub fn bench(&self, request: &BenchRequest) -> Result<BenchReport, PredictError> {
+        let encoder = self.image_encoder();
+        let engine = &encoder.engine;
+        let cost = |image: &Bytes| preprocessing_cost(encoder, image, request.time);
+        let preprocessing = request.images.iter().map(cost).collect::<Result<_, _>>()?;
+        let tensor = |image: &Bytes| encoder.prepare(image);
+        let tensors: Vec<ImageTensor> = request.images.iter().map(tensor).collect::<Result<_, _>>()?;
+        let (mut inference, mut failures) = (Vec::new(), Vec::new());
+        for way in ways(encoder, &request.ways) {
+            match inference_costs(&engine.opener, way, &tensors, request) {
+                Ok(costs) => inference.extend(costs),
+                Err(error) => failures.push(Failure { way, reason: error.to_string() }),
+            }
+        }
+        let graph = engine.info();
+        let choices = choices(&graph, &engine.settings);
+        let latency_bound = engine.settings.tuning.latency_bound;
+        Ok(BenchReport { cores: usable_cores(), graph, latency_bound, choices, preprocessing, inference, failures })
+    }
+
+    fn image_encoder(&self) -> &ImageEncoder {
+        match self {
+            Self::Classifier(model) => model.image_encoder(),
+            Self::ZeroShot(model) => model.image_encoder(),
+        }
+    }
+}
+
+fn choices(graph: &GraphInfo, settings: &ModelSettings) -> Vec<Choice> {
+    let candidates = graph.tuning.as_ref().map(|tuning| tuning.candidates.as_slice()).unwrap_or_default();
+    let objectives = [("throughput", Objective::Throughput), ("latency", Objective::Latency)];
+    let choice = |(name, objective)| {
+        let plan = choose(candidates, objective, settings.tuning.latency_bound)?;
+        Some(Choice { objective: name, way: Way::of(&plan), max_batch_size: plan.max_batch_size })
+    };
+    objectives.into_iter().filter_map(choice).collect()
+}
+
+/// Without doubles.
+fn ways(encoder: &ImageEncoder, wanted: &Ways) -> Vec<Way> {
+    let cores = usable_cores();
+    let served = Way::of(&encoder.engine.plan());
+    let all = match wanted {
+        Ways::These(ways) => ways.clone(),
+        Ways::Served => {
+            vec![served, Way { instances: 1, threads: cores, ..served }, Way { instances: cores, threads: 1, ..served }]
+        }
+        Ways::All => {
+            let settings = &encoder.engine.settings;
+            let arithmetic = providers(&encoder.engine.opener.context, settings).into_iter().flat_map(|provider| {
+                let precisions = match settings.precision {
+                    Some(precision) => vec![precision],
+                    None => provider.native_precisions().to_vec(),
+                };
+                precisions.into_iter().map(move |precision| (provider, precision))
+            });
+            let splits = splits(cores);
+            let ways = arithmetic.flat_map(|(provider, precision)| {
+                splits.iter().map(move |&(instances, threads)| Way { provider, precision, instances, threads })
+            });
+            ways.collect()
+        }
+    };
+    let mut ways = Vec::new();
+    for way in all {
+        if !ways.contains(&way) {
+            ways.push(way);
+        }
+    }
+    ways
+}
+
+/// Numbers of sessions and of threads in each: powers of two and all cores, with at most twice as many threads as cores.
+fn splits(cores: usize) -> Vec<(usize, usize)> {
+    let instances = batch_sizes(cores * 2);
+    let threads = batch_sizes(cores);
+    let pairs = instances.iter().flat_map(|&instances| threads.iter().map(move |&threads| (instances, threads)));
+    pairs.filter(|(instances, threads)| instances * threads <= cores * 2).collect()
+}
+
+fn preprocessing_cost(encoder: &ImageEncoder, image: &[u8], time: Duration) -> Result<PreprocessingCost, PredictError> {
+    let (mut alone, cpu_alone) = prepare_repeatedly(encoder, image, time)?;
+    let cores = usable_cores();
+    let start = Barrier::new(cores);
+    let together: Vec<_> = std::thread::scope(|scope| {
+        let work = || {
+            start.wait();
+            prepare_repeatedly(encoder, image, time)
+        };
+        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        // A thread that panicked has no figures to give.
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect::<Result<_, _>>()
+    })?;
+    let runs: usize = together.iter().map(|(runs, _)| runs.len()).sum();
+    let cpu_together: Duration = together.iter().map(|(_, cpu)| *cpu).sum();
+    Ok(PreprocessingCost {
+        bytes: image.len(),
+        cpu_ms: ms(cpu_alone) / alone.len() as f64,
+        wall_ms: ms(median(&mut alone)),
+        cpu_ms_all_cores: ms(cpu_together) / runs as f64,
+    })
+}
+
+/// The time of each run, and the CPU time of all.
+fn prepare_repeatedly(
+    encoder: &ImageEncoder,
+    image: &[u8],
+    time: Duration,
+) -> Result<(Vec<Duration>, Duration), PredictError> {
+    // The first run pays for what all others find: pages, caches.
+    encoder.prepare(image)?;
+    let (begin, cpu) = (Instant::now(), cpu_time(ClockId::ThreadCPUTime));
+    let mut runs = Vec::new();
+    while runs.len() < LEAST_RUNS || begin.elapsed() < time {
+        let one = Instant::now();
+        encoder.prepare(image)?;
+        runs.push(one.elapsed());
+    }
+    Ok((runs, cpu_time(ClockId::ThreadCPUTime).saturating_sub(cpu)))
+}
+
+fn inference_costs(
+    opener: &Opener<ImageBinding>,
+    way: Way,
+    tensors: &[ImageTensor],
+    request: &BenchRequest,
+) -> Result<Vec<InferenceCost>, LoadError> {
+    let plan = way.plan(request.max_batch_size);
+    let sizes = batch_sizes(request.max_batch_size);
+    let sessions = (0..way.instances).map(|_| opener.open_for(&plan, &sizes));
+    let mut sessions = sessions.collect::<Result<Vec<_>, _>>()?;
+    let sizes = sessions.first().map(|session| session.batch_sizes.clone()).unwrap_or_default();
+    let cost = |batch_size| {
+        let batch: Vec<ImageTensor> = tensors.iter().cycle().take(batch_size).cloned().collect();
+        let cpu = cpu_time(ClockId::ProcessCPUTime);
+        let timed = timed_runs(&mut sessions, (request.time, LEAST_RUNS), |model| {
+            model.run(&batch).map(drop).map_err(LoadError::System)
+        })?;
+        let cpu = cpu_time(ClockId::ProcessCPUTime).saturating_sub(cpu);
+        let per_second = timed.iter().map(|session| session.per_second() * batch_size as f64).sum();
+        let mut runs: Vec<Duration> = timed.into_iter().flat_map(|session| session.runs).collect();
+        let fastest = runs.iter().min().copied().unwrap_or_default();
+        Ok(InferenceCost {
+            way,
+            batch_size,
+            runs: runs.len(),
+            cpu_ms: ms(cpu) / (runs.len() * batch_size) as f64,
+            run_ms: ms(median(&mut runs)),
+            fastest_ms: ms(fastest),
+            per_second,
+        })
+    };
+    sizes.into_iter().map(cost).collect()
+}
+
+/// CPU time used so far.
+fn cpu_time(clock: ClockId) -> Duration {
+    let time = clock_gettime(clock);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or_default(), u32::try_from(time.tv_nsec).unwrap_or_default())
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn median(times: &mut [Duration]) -> Duration {
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_way_is_read_as_it_is_written_in_the_help() {
+        let way: Way = "openvino,bf16,1,2".parse().unwrap();
+        let (provider, precision) = (ExecutionProvider::OpenVino, Precision::Bf16);
+        assert_eq!(way, Way { provider, precision, instances: 1, threads: 2 });
+        for wrong in ["", "openvino,bf16,1", "openvino,bf16,0,2", "openvino,f64,1,2", "npu,f32,1,2", "cpu,f32,1,2,3"] {
+            assert!(wrong.parse::<Way>().is_err_and(|error| error.contains("openvino,bf16,1,2")), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn splits_use_all_cores_and_at_most_twice_as_many_threads() {
+        assert_eq!(splits(1), [(1, 1), (2, 1)]);
+        assert_eq!(splits(2), [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1)]);
+        let six = splits(6);
+        assert!(six.contains(&(1, 6)) && six.contains(&(2, 4)) && six.contains(&(12, 1)) && !six.contains(&(4, 4)));
+    }
+
+    #[test]
+    fn cpu_time_counts_work_and_not_sleep() {
+        let start = cpu_time(ClockId::ThreadCPUTime);
+        std::thread::sleep(Duration::from_millis(50));
+        let slept = cpu_time(ClockId::ThreadCPUTime).saturating_sub(start);
+        assert!(slept < Duration::from_millis(25), "{slept:?}");
+        while cpu_time(ClockId::ThreadCPUTime).saturating_sub(start) < slept + Duration::from_millis(5) {
+            std::hint::spin_loop();
+        }
+    }
+}

@@ -21,7 +21,14 @@ impl GraphFiles {
     pub(super) fn find(folder: &Path, settings: &ModelSettings) -> Result<Self, FolderError> {
         let choose = |stem| choose(stem, &variants(folder, stem), settings);
         let missing = |file, beside| Err(FolderError::new(file, format!("is missing beside {beside}")));
-        match (choose("vision_model")?, choose("text_model")?) {
+        // A variant may be of one encoder alone; the other is then the plain one.
+        let has = |stem| settings.variant.as_ref().is_some_and(|wanted| variants(folder, stem).contains_key(wanted));
+        let encoder = |stem, other| {
+            let plain = ModelSettings { variant: None, ..settings.clone() };
+            let settings = if has(other) && !has(stem) { &plain } else { settings };
+            self::choose(stem, &variants(folder, stem), settings)
+        };
+        match (encoder("vision_model", "text_model")?, encoder("text_model", "vision_model")?) {
             (Some(vision), Some(text)) => {
                 // Only asked for its scale, so its variant does not matter.
                 let combined = variants(folder, "model").into_values().next();
@@ -144,6 +151,10 @@ mod tests {
         assert_eq!(find(&split, |_| {}).unwrap(), "onnx/vision_model.onnx + onnx/text_model.onnx");
         let all = [split[0], split[1], "onnx/model_quantized.onnx"];
         assert_eq!(find(&all, |_| {}).unwrap(), "onnx/vision_model.onnx + onnx/text_model.onnx + combined");
+        let quantized = ["vision_model.onnx", "vision_model_int8.onnx", "text_model.onnx"];
+        let int8 = |settings: &mut ModelSettings| settings.variant = Some("int8".to_owned());
+        assert_eq!(find(&quantized, int8).unwrap(), "vision_model_int8.onnx + text_model.onnx");
+        assert!(find(&split, int8).unwrap_err().contains("vision_model_int8.onnx: is missing"));
         assert_eq!(find(&split[1..], |_| {}).unwrap_err(), "vision_model.onnx: is missing beside text_model.onnx");
         assert_eq!(find(&split[..1], |_| {}).unwrap_err(), "text_model.onnx: is missing beside vision_model.onnx");
     }

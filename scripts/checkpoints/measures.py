@@ -13,6 +13,8 @@ ZERO_SHOT_LOGITS = 1e-3
 PIXELS = 1e-6
 #: JPEG decoders round differently: five steps of 1/255 at most, divided by ImageNet's smallest deviation.
 JPEG_PIXELS, JPEG_MEAN, JPEG_DEVIATION = 0.09, 0.010, 0.224
+#: What that may do to a trained model's scores. Random weights can make more of it, so it is no limit here.
+JPEG_SCORES = 0.02
 TOP = 5
 
 

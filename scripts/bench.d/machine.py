@@ -74,10 +74,26 @@ def library():
 
 
 def process_cpu_seconds(pid):
-    """CPU time of a process and all of its threads."""
-    # The name, in parentheses, may hold anything; what is counted comes after it.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    """CPU time of a process and all of its threads, without its children."""
+    return sum(map(int, process_fields(pid)[11:13])) / TICKS
+
+
+def family_cpu_seconds(pid):
+    """CPU time of a process and its children, those that have ended included."""
+    total = sum(map(int, process_fields(pid)[11:15]))
+    for other in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = process_fields(other.name)
+        except OSError:
+            continue  # It has ended since.
+        if fields[1] == str(pid):
+            total += int(fields[11]) + int(fields[12])
+    return total / TICKS
+
+
+def process_fields(pid):
+    """What /proc tells of a process, from its state on; the name before that may hold anything."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 class Watch:

@@ -151,7 +151,7 @@ def by_size(options, server, sizes):
 
 def latency_and_cpu(work, prefix, points):
     yield Series(work, f"{prefix}latency", work, "ms", [(amount, latency) for amount, latency, _ in points])
-    yield Series(work, f"{prefix}CPU time", work, "ms", [(amount, cpu) for amount, _, cpu in points])
+    yield Series(work, f"{prefix}CPU", work, "ms", [(amount, cpu) for amount, _, cpu in points])
 
 
 def repeat(options, server, path, make_body, content_type=f"multipart/form-data; boundary={BOUNDARY}"):

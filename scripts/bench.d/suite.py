@@ -4,13 +4,14 @@ import shutil
 
 from load import closed_loop, open_loop
 from server import Server, question
-from tools import WORK, link_models, median, ocelli_bench, say
+from tools import WORK, BenchError, link_models, median, ocelli_bench, say
 
 # Between these, throughput is compared with the limit; after it, memory is read.
 FULL = 32
 CONNECTIONS = (FULL, 1, 8, 128, 512)
 OPEN_LOOP_SHARE = 0.7
 LARGE_CONNECTIONS = (1, 8)
+PLAN = ("provider", "precision", "instances", "threads", "batch_sizes_warmed")
 # Of the length of a load, for a figure without HTTP.
 FIGURE_SHARE = 0.1
 
@@ -37,6 +38,7 @@ def measure_model(options, name, usual, large):
         for number in range(1, options.rounds + 1):
             say(f"{name}: round {number} of {options.rounds} …")
             report = measure_limit(options, models_dir, cache, name, [*usual, large])
+            check_plan(server, report["graph"])
             loads = measure_loads(options, server, question(model["task"]), usual, large, result)
             result["rounds"].append({"limit": report, **loads})
     return result
@@ -45,6 +47,15 @@ def measure_model(options, name, usual, large):
 def measure_limit(options, models_dir, cache, name, photos):
     seconds = max(0.05, options.seconds * FIGURE_SHARE)
     return ocelli_bench(models_dir, cache, name, photos, "--seconds", seconds, "--largest-batch", options.largest_batch)
+
+
+def check_plan(server, graph):
+    """What is measured with and without HTTP has to be the same."""
+    (model,) = server.models()
+    served = model["graphs"][0]
+    different = [key for key in PLAN if served[key] != graph[key]]
+    if different:
+        raise BenchError(f"the server runs {model['name']} with another {' and '.join(different)} than `ocelli bench`")
 
 
 def measure_loads(options, server, path, usual, large, result):

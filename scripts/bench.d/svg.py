@@ -3,8 +3,8 @@
 import math
 from xml.sax.saxutils import escape
 
-WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 16, 50, 48
+WIDTH, HEIGHT = 460, 310
+LEFT, RIGHT, TOP, BOTTOM = 62, 16, 62, 48
 # Distinguishable to colour-blind eyes too (Okabe and Ito, "Color Universal Design", 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
@@ -27,12 +27,15 @@ class Panel:
         x_axis = Axis(x_values, LEFT, WIDTH - RIGHT, True)
         y_axis = Axis((log_ticks if self.log_y else linear_ticks)(y_values), HEIGHT - BOTTOM, TOP, self.log_y)
         parts = [text(WIDTH / 2, 18, self.title, "middle", "bold"), *self.axes(x_axis, y_axis)]
-        legend = LEFT
+        x, y = LEFT, TOP - 26
         for index, (name, points, dashed) in enumerate(self.series):
             parts += draw_series(index, points, dashed, x_axis, y_axis)
-            parts += draw_key(index, name, dashed, legend)
             # A letter is about six pixels wide.
-            legend += 42 + 6 * len(name)
+            width = 42 + 6 * len(name)
+            if x + width > WIDTH - RIGHT:
+                x, y = LEFT, y + 15
+            parts += draw_key(index, name, dashed, x, y)
+            x += width
         return parts
 
     def axes(self, x_axis, y_axis):
@@ -94,9 +97,8 @@ def draw_series(index, points, dashed, x_axis, y_axis):
         yield from (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places)
 
 
-def draw_key(index, name, dashed, x):
+def draw_key(index, name, dashed, x, y):
     colour = COLOURS[index % len(COLOURS)]
-    y = TOP - 12
     yield f'<line x1="{x}" y1="{y}" x2="{x + 22}" y2="{y}" stroke="{colour}" stroke-width="2"{dash(dashed)}/>'
     yield text(x + 27, y + 4, name)
 

@@ -11,7 +11,7 @@ use image::RgbImage;
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use ocelli::batching::{BatchPolicy, BatchQueue, Job, Model, Worker};
+use ocelli::batching::{BatchPolicy, BatchQueue, Job, Model, Role, Worker};
 use ocelli::postprocess::{softmax, top_k};
 use ocelli::preprocess::{DecodeLimits, ImageProcessor, decode};
 use ocelli::telemetry::QueueMetrics;
@@ -71,8 +71,8 @@ impl Model for Echo {
 fn queue(criterion: &mut Criterion) {
     const JOBS: u32 = 64;
     let queue = Arc::new(BatchQueue::<Echo>::new(1024, QueueMetrics::default()));
-    let crew = queue.relieve(BatchPolicy { max_batch_size: 8, max_queue_delay: Duration::ZERO }, 1);
-    let _worker = Worker::spawn("echo".to_owned(), Arc::clone(&queue), crew, Echo, || Ok(Echo)).unwrap();
+    let crew = queue.relieve(BatchPolicy { max_batch_size: 8, max_queue_delay: Duration::ZERO }, 1, false);
+    let _worker = Worker::spawn("echo".to_owned(), Arc::clone(&queue), (crew, Role::Any), Echo, || Ok(Echo)).unwrap();
     let deadline = Instant::now() + Duration::from_secs(3600);
     let jobs = || {
         let job = |input| {

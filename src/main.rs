@@ -2,11 +2,6 @@
 
 use std::process::ExitCode;
 
-/// Pictures and tensors come and go by the megabyte; glibc would give their pages back to the system and fault them in anew
-/// each time.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     ocelli::cli::main()
 }

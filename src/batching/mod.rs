@@ -4,7 +4,7 @@ mod policy;
 mod queue;
 mod worker;
 
-pub use policy::BatchPolicy;
+pub use policy::{BatchPolicy, Role};
 pub use queue::{BatchQueue, Crew, Job, Permit};
 pub(crate) use worker::panic_text;
 pub use worker::{Straggler, Worker};

@@ -1,4 +1,4 @@
-//! When a batch is due: a pure function of how many jobs wait, how long the oldest has, and whether more can come.
+//! When a batch is due: a pure function of how many jobs wait, how long the oldest has, who is at work, and whether more can come.
 
 use std::time::Duration;
 
@@ -11,6 +11,30 @@ pub struct BatchPolicy {
     pub max_queue_delay: Duration,
 }
 
+/// Which jobs a worker takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Whatever waits, up to the largest batch.
+    Any,
+    /// Full batches alone. What is too few for one is for the solo worker of the crew.
+    Full,
+    /// One job at a time, with all cores, while too few wait for a full batch and there are cores to be had.
+    Solo,
+}
+
+/// What there is to decide by.
+#[derive(Debug, Clone, Copy)]
+pub struct Situation {
+    /// Jobs that wait.
+    pub len: usize,
+    /// How long the oldest of them has.
+    pub oldest_age: Duration,
+    /// Are all workers of the role [`Role::Full`] running a batch?
+    pub cores_taken: bool,
+    /// Will no more jobs come?
+    pub closed: bool,
+}
+
 /// What an idle worker should do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
@@ -18,24 +42,30 @@ pub enum Decision {
     Run(usize),
     /// Jobs wait, but may wait this much longer for more.
     WaitAtMost(Duration),
-    /// Nothing waits.
+    /// Nothing waits that is for this worker.
     WaitForJobs,
-    /// Nothing waits and nothing will come.
+    /// Nothing waits that is for this worker, and nothing will come.
     Stop,
 }
 
 impl BatchPolicy {
-    /// Decides for `len` waiting jobs, the oldest of which has waited `oldest_age`; `closed`: no more will come.
-    pub fn decide(&self, len: usize, oldest_age: Duration, closed: bool) -> Decision {
-        if len == 0 {
-            return if closed { Decision::Stop } else { Decision::WaitForJobs };
-        }
-        if closed || len >= self.max_batch_size {
-            return Decision::Run(len.min(self.max_batch_size));
-        }
-        match self.max_queue_delay.checked_sub(oldest_age) {
-            Some(left) if !left.is_zero() => Decision::WaitAtMost(left),
-            _ => Decision::Run(len),
+    /// Decides for an idle worker.
+    pub fn decide(&self, role: Role, situation: Situation) -> Decision {
+        let Situation { len, oldest_age, cores_taken, closed } = situation;
+        let is_full = len >= self.max_batch_size;
+        let nothing = if closed { Decision::Stop } else { Decision::WaitForJobs };
+        match role {
+            _ if len == 0 => nothing,
+            Role::Any | Role::Full if is_full => Decision::Run(self.max_batch_size),
+            Role::Full => nothing,
+            Role::Solo if is_full || cores_taken => Decision::WaitForJobs,
+            Role::Any | Role::Solo => {
+                let size = if role == Role::Solo { 1 } else { len };
+                match self.max_queue_delay.checked_sub(oldest_age) {
+                    Some(left) if !left.is_zero() && !closed => Decision::WaitAtMost(left),
+                    _ => Decision::Run(size),
+                }
+            }
         }
     }
 }
@@ -51,28 +81,58 @@ mod tests {
         BatchPolicy { max_batch_size, max_queue_delay }
     }
 
+    fn situation(len: usize, oldest_age: Duration) -> Situation {
+        Situation { len, oldest_age, cores_taken: false, closed: false }
+    }
+
+    fn closed(len: usize) -> Situation {
+        Situation { closed: true, ..situation(len, Duration::ZERO) }
+    }
+
     #[test]
     fn a_full_batch_is_due_at_once() {
-        assert_eq!(policy(8, 5 * MS).decide(8, Duration::ZERO, false), Decision::Run(8));
-        assert_eq!(policy(8, 5 * MS).decide(20, Duration::ZERO, false), Decision::Run(8));
+        for role in [Role::Any, Role::Full] {
+            assert_eq!(policy(8, 5 * MS).decide(role, situation(8, Duration::ZERO)), Decision::Run(8));
+            assert_eq!(policy(8, 5 * MS).decide(role, situation(20, Duration::ZERO)), Decision::Run(8));
+        }
     }
 
     #[test]
     fn the_oldest_job_decides_how_long_to_wait() {
-        assert_eq!(policy(8, 5 * MS).decide(3, 2 * MS, false), Decision::WaitAtMost(3 * MS));
-        assert_eq!(policy(8, 5 * MS).decide(3, 5 * MS, false), Decision::Run(3));
+        assert_eq!(policy(8, 5 * MS).decide(Role::Any, situation(3, 2 * MS)), Decision::WaitAtMost(3 * MS));
+        assert_eq!(policy(8, 5 * MS).decide(Role::Any, situation(3, 5 * MS)), Decision::Run(3));
+        assert_eq!(policy(8, 5 * MS).decide(Role::Solo, situation(3, 2 * MS)), Decision::WaitAtMost(3 * MS));
+        assert_eq!(policy(8, 5 * MS).decide(Role::Solo, situation(3, 5 * MS)), Decision::Run(1));
     }
 
     #[test]
     fn without_a_delay_nothing_waits() {
-        assert_eq!(policy(8, Duration::ZERO).decide(1, Duration::ZERO, false), Decision::Run(1));
+        for role in [Role::Any, Role::Solo] {
+            assert_eq!(policy(8, Duration::ZERO).decide(role, situation(1, Duration::ZERO)), Decision::Run(1));
+        }
+    }
+
+    #[test]
+    fn few_jobs_are_for_the_solo_worker_while_a_core_is_free_and_full_batches_for_the_others() {
+        let policy = policy(4, Duration::ZERO);
+        assert_eq!(policy.decide(Role::Full, situation(3, MS)), Decision::WaitForJobs);
+        assert_eq!(policy.decide(Role::Solo, situation(3, MS)), Decision::Run(1));
+        assert_eq!(policy.decide(Role::Solo, situation(4, MS)), Decision::WaitForJobs);
+        let busy = Situation { cores_taken: true, ..situation(3, MS) };
+        assert_eq!(policy.decide(Role::Solo, busy), Decision::WaitForJobs);
     }
 
     #[test]
     fn a_closed_queue_is_emptied_and_then_stops() {
-        assert_eq!(policy(8, 5 * MS).decide(3, Duration::ZERO, true), Decision::Run(3));
-        assert_eq!(policy(8, 5 * MS).decide(0, Duration::ZERO, true), Decision::Stop);
-        assert_eq!(policy(8, 5 * MS).decide(0, Duration::ZERO, false), Decision::WaitForJobs);
+        let policy = policy(8, 5 * MS);
+        assert_eq!(policy.decide(Role::Any, closed(3)), Decision::Run(3));
+        assert_eq!(policy.decide(Role::Full, closed(3)), Decision::Stop);
+        assert_eq!(policy.decide(Role::Solo, closed(3)), Decision::Run(1));
+        assert_eq!(policy.decide(Role::Solo, closed(8)), Decision::WaitForJobs, "the others take these first");
+        for role in [Role::Any, Role::Full, Role::Solo] {
+            assert_eq!(policy.decide(role, closed(0)), Decision::Stop);
+            assert_eq!(policy.decide(role, situation(0, Duration::ZERO)), Decision::WaitForJobs);
+        }
     }
 
     proptest! {
@@ -82,7 +142,7 @@ mod tests {
         ) {
             let delay = Duration::from_micros(delay_us);
             let age = Duration::from_micros(age_us);
-            match policy(max, delay).decide(len, age, closed) {
+            match policy(max, delay).decide(Role::Any, Situation { closed, ..situation(len, age) }) {
                 Decision::Run(size) => {
                     prop_assert!(size >= 1 && size <= max && size <= len);
                     prop_assert!(closed || len >= max || age >= delay);
@@ -93,6 +153,16 @@ mod tests {
                 Decision::WaitForJobs => prop_assert!(len == 0 && !closed),
                 Decision::Stop => prop_assert!(len == 0 && closed),
             }
+        }
+
+        #[test]
+        fn jobs_are_always_for_somebody_once_a_worker_is_idle(
+            max in 1usize..64, len in 1usize..200, closed: bool,
+        ) {
+            let policy = policy(max, Duration::ZERO);
+            let situation = Situation { closed, ..situation(len, Duration::ZERO) };
+            let runs = |role| matches!(policy.decide(role, situation), Decision::Run(_));
+            prop_assert!(runs(Role::Full) != runs(Role::Solo), "one of the two, and not both");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::policy::{BatchPolicy, Decision};
+use super::policy::{BatchPolicy, Decision, Role, Situation};
 use super::{Answer, InferenceError, Model};
 use crate::telemetry::{DropReason, QueueMetrics};
 
@@ -38,7 +38,12 @@ pub struct Crew(u64);
 /// Jobs that wait for a worker.
 pub struct BatchQueue<M: Model> {
     state: Mutex<State<M>>,
-    changed: Condvar,
+    /// Wakes workers of the roles `Any` and `Full`, all of whom can do the same.
+    for_batches: Condvar,
+    /// Wakes the solo worker.
+    for_solo: Condvar,
+    /// Wakes who waits for the end of a crew.
+    ended: Condvar,
     capacity: usize,
     pub(super) metrics: QueueMetrics,
 }
@@ -47,7 +52,11 @@ struct State<M: Model> {
     jobs: VecDeque<Waiting<M>>,
     closed: bool,
     policy: BatchPolicy,
+    /// The crew's workers, a solo one not counted.
     workers: usize,
+    /// Those of them that run a batch.
+    busy: usize,
+    has_solo: bool,
     /// Which workers may take batches: those of the newest crew.
     crew: Crew,
     /// Moving average of what one job costs a worker; `None` before the first batch.
@@ -59,17 +68,29 @@ impl<M: Model> BatchQueue<M> {
     pub fn new(capacity: usize, metrics: QueueMetrics) -> Self {
         let policy = BatchPolicy { max_batch_size: 1, max_queue_delay: Duration::ZERO };
         let jobs = VecDeque::new();
-        let state = State { jobs, closed: false, policy, workers: 1, crew: Crew(0), time_per_job: None };
-        Self { state: Mutex::new(state), changed: Condvar::new(), capacity, metrics }
+        let state = State {
+            jobs,
+            closed: false,
+            policy,
+            workers: 1,
+            busy: 0,
+            has_solo: false,
+            crew: Crew(0),
+            time_per_job: None,
+        };
+        let (for_batches, for_solo, ended) = (Condvar::new(), Condvar::new(), Condvar::new());
+        Self { state: Mutex::new(state), for_batches, for_solo, ended, capacity, metrics }
     }
 
-    /// Announces a crew of `workers` workers that take batches by `policy`. Those of the crew before end with their present batch.
-    pub fn relieve(&self, policy: BatchPolicy, workers: usize) -> Crew {
+    /// Announces a crew of `workers` workers that take batches by `policy`, and a solo worker beside them if `has_solo`. Those of
+    /// the crew before end with their present batch.
+    pub fn relieve(&self, policy: BatchPolicy, workers: usize, has_solo: bool) -> Crew {
         let mut state = self.lock();
         let crew = Crew(state.crew.0 + 1);
-        (state.policy, state.workers, state.crew, state.time_per_job) = (policy, workers.max(1), crew, None);
+        (state.policy, state.workers, state.has_solo) = (policy, workers.max(1), has_solo);
+        (state.crew, state.busy, state.time_per_job) = (crew, 0, None);
         drop(state);
-        self.changed.notify_all();
+        self.wake_all();
         crew
     }
 
@@ -94,40 +115,45 @@ impl<M: Model> BatchQueue<M> {
         }
         state.jobs.push_back(Waiting { job, since });
         self.metrics.depth.set(state.jobs.len() as i64);
-        drop(state);
-        self.changed.notify_one();
+        self.wake_one(&state);
         Ok(())
     }
 
     /// Blocks until a batch is due and takes it for a worker of `crew`; `None` when that has been relieved, or when the queue
-    /// is closed and empty.
+    /// is closed and nothing in it is for this worker. The end of the batch has to be told by [`Self::finish`].
     /// Jobs whose client has left or whose deadline has passed are dropped here, and counted.
-    pub(super) fn next_batch(&self, crew: Crew) -> Option<Vec<Waiting<M>>> {
+    pub(super) fn next_batch(&self, crew: Crew, role: Role) -> Option<Vec<Waiting<M>>> {
+        let changed = if role == Role::Solo { &self.for_solo } else { &self.for_batches };
         let mut state = self.lock();
         loop {
             if state.crew != crew {
                 // The word that woke this worker may have been for one of the new crew.
-                self.changed.notify_one();
+                self.wake_one(&state);
                 return None;
             }
             let now = Instant::now();
             let oldest_age = state.jobs.front().map_or(Duration::ZERO, |oldest| now - oldest.since);
-            match state.policy.decide(state.jobs.len(), oldest_age, state.closed) {
+            let situation = Situation {
+                len: state.jobs.len(),
+                oldest_age,
+                cores_taken: state.busy >= state.workers,
+                closed: state.closed,
+            };
+            match state.policy.decide(role, situation) {
                 Decision::Run(size) => {
                     let batch = self.take(&mut state, size, now);
                     if !batch.is_empty() {
-                        if !state.jobs.is_empty() {
-                            self.changed.notify_one();
-                        }
+                        state.busy += usize::from(role != Role::Solo);
+                        self.wake_one(&state);
                         return Some(batch);
                     }
                 }
                 Decision::WaitAtMost(time) => {
-                    let waited = self.changed.wait_timeout(state, time);
+                    let waited = changed.wait_timeout(state, time);
                     state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 }
                 Decision::WaitForJobs => {
-                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    state = changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
                 Decision::Stop => return None,
             }
@@ -152,17 +178,28 @@ impl<M: Model> BatchQueue<M> {
         batch
     }
 
-    /// Learns what a batch of `size` jobs cost.
-    pub(super) fn record_run(&self, size: usize, time: Duration) {
-        let per_job = time / u32::try_from(size.max(1)).unwrap_or(u32::MAX);
+    /// Ends a batch of `size` jobs that [`Self::next_batch`] gave out, and learns what it cost.
+    pub(super) fn finish(&self, crew: Crew, role: Role, size: usize, time: Duration) {
         let mut state = self.lock();
+        if state.crew != crew {
+            return;
+        }
+        // A solo run has all cores, which is as much as what all workers have.
+        let workers = if role == Role::Solo { state.workers } else { 1 };
+        let share = u32::try_from(size.max(1)).unwrap_or(u32::MAX);
+        let per_job = time.saturating_mul(u32::try_from(workers).unwrap_or(u32::MAX)) / share;
         state.time_per_job = Some(state.time_per_job.map_or(per_job, |average| (average * 7 + per_job) / 8));
+        if role != Role::Solo {
+            state.busy = state.busy.saturating_sub(1);
+            // There are cores again for what is too few for a batch.
+            self.wake_one(&state);
+        }
     }
 
     /// Takes no more jobs; those that wait are still answered.
     pub fn close(&self) {
         self.lock().closed = true;
-        self.changed.notify_all();
+        self.wake_all();
     }
 
     /// Has [`Self::close`] been called?
@@ -173,8 +210,23 @@ impl<M: Model> BatchQueue<M> {
     /// Blocks for `time`, or until `crew` is no longer needed: relieved, or the queue closed. Returns whether it still is.
     pub(super) fn is_needed_after(&self, crew: Crew, time: Duration) -> bool {
         let needed = |state: &mut State<M>| !state.closed && state.crew == crew;
-        let waited = self.changed.wait_timeout_while(self.lock(), time, needed);
+        let waited = self.ended.wait_timeout_while(self.lock(), time, needed);
         needed(&mut waited.unwrap_or_else(PoisonError::into_inner).0)
+    }
+
+    /// Wakes a worker that what waits is for, if anything does.
+    fn wake_one(&self, state: &State<M>) {
+        match state.jobs.len() {
+            0 => {}
+            len if state.has_solo && len < state.policy.max_batch_size => self.for_solo.notify_one(),
+            _ => self.for_batches.notify_one(),
+        }
+    }
+
+    fn wake_all(&self) {
+        self.for_batches.notify_all();
+        self.for_solo.notify_all();
+        self.ended.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, State<M>> {
@@ -210,7 +262,7 @@ mod tests {
 
     fn queue(max_batch_size: usize, capacity: usize) -> BatchQueue<Echo> {
         let queue = BatchQueue::new(capacity, QueueMetrics::default());
-        assert_eq!(queue.relieve(BatchPolicy { max_batch_size, max_queue_delay: Duration::ZERO }, 1), CREW);
+        assert_eq!(queue.relieve(BatchPolicy { max_batch_size, max_queue_delay: Duration::ZERO }, 1, false), CREW);
         queue
     }
 
@@ -243,19 +295,50 @@ mod tests {
     fn batches_keep_the_order_of_arrival() {
         let queue = queue(2, 10);
         let _answers = push_three(&queue);
-        assert_eq!(inputs(&queue.next_batch(CREW).unwrap()), [0, 1]);
-        assert_eq!(inputs(&queue.next_batch(CREW).unwrap()), [2]);
+        assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [0, 1]);
+        assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [2]);
     }
 
     #[test]
     fn a_crew_that_was_relieved_takes_nothing_and_the_next_one_everything() {
         let queue = queue(1, 10);
         let _answers = push_three(&queue);
-        assert_eq!(inputs(&queue.next_batch(CREW).unwrap()), [0]);
-        let next = queue.relieve(BatchPolicy { max_batch_size: 8, max_queue_delay: Duration::ZERO }, 1);
-        assert!(queue.next_batch(CREW).is_none());
+        assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [0]);
+        let next = queue.relieve(BatchPolicy { max_batch_size: 8, max_queue_delay: Duration::ZERO }, 1, false);
+        assert!(queue.next_batch(CREW, Role::Any).is_none());
         assert!(!queue.is_needed_after(CREW, LONG) && queue.is_needed_after(next, Duration::ZERO));
-        assert_eq!(inputs(&queue.next_batch(next).unwrap()), [1, 2], "by the new crew's policy");
+        assert_eq!(inputs(&queue.next_batch(next, Role::Any).unwrap()), [1, 2], "by the new crew's policy");
+    }
+
+    #[test]
+    fn few_jobs_go_to_the_solo_worker_until_all_cores_are_taken() {
+        let queue = queue(8, 10);
+        let crew = queue.relieve(BatchPolicy { max_batch_size: 2, max_queue_delay: Duration::ZERO }, 1, true);
+        let _answers = push_three(&queue);
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [0, 1]);
+        std::thread::scope(|scope| {
+            let solo = scope.spawn(|| inputs(&queue.next_batch(crew, Role::Solo).unwrap()));
+            // Whether or not the solo worker waits by now, it gets the job no sooner than here.
+            queue.finish(crew, Role::Full, 2, Duration::ZERO);
+            assert_eq!(solo.join().unwrap(), [2]);
+        });
+        let (last, _answer) = job(3, LONG);
+        queue.push(last).unwrap();
+        queue.close();
+        assert!(queue.next_batch(crew, Role::Full).is_none(), "one job is no full batch, and no other will come");
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [3]);
+        assert!(queue.next_batch(crew, Role::Solo).is_none());
+    }
+
+    #[test]
+    fn the_end_of_an_earlier_crews_batch_frees_no_core_of_the_present_one() {
+        let queue = queue(2, 10);
+        let _answers = push_three(&queue);
+        assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [0, 1]);
+        let crew = queue.relieve(BatchPolicy { max_batch_size: 1, max_queue_delay: Duration::ZERO }, 1, true);
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [2]);
+        queue.finish(CREW, Role::Any, 2, Duration::ZERO);
+        assert_eq!(queue.lock().busy, 1);
     }
 
     #[test]
@@ -273,8 +356,8 @@ mod tests {
         queue.push(first).unwrap();
         queue.close();
         assert_eq!(queue.push(job(2, LONG).0), Err(InferenceError::Closed));
-        assert_eq!(inputs(&queue.next_batch(CREW).unwrap()), [1]);
-        assert!(queue.next_batch(CREW).is_none());
+        assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [1]);
+        assert!(queue.next_batch(CREW, Role::Any).is_none());
     }
 
     #[test]
@@ -289,7 +372,7 @@ mod tests {
         let (live, _live_answer) = job(3, LONG);
         queue.push(live).unwrap();
         std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
-        assert_eq!(inputs(&queue.next_batch(CREW).unwrap()), [3]);
+        assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [3]);
         let late_answer = late_answer.try_recv().unwrap();
         assert!(matches!(late_answer, Err(InferenceError::DeadlineExceeded)));
         assert_eq!(queue.metrics.dropped(DropReason::ClientGone).get(), 1);
@@ -299,7 +382,7 @@ mod tests {
     #[test]
     fn a_job_whose_turn_would_come_too_late_is_refused_unless_nothing_waits() {
         let queue = queue(1, 10);
-        queue.record_run(1, Duration::from_secs(60));
+        queue.finish(CREW, Role::Any, 1, Duration::from_secs(60));
         let (first, _answer) = job(1, Duration::from_secs(30));
         queue.push(first).unwrap();
         let second = job(2, Duration::from_secs(30)).0;

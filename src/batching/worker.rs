@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::queue::Waiting;
-use super::{Answer, BatchQueue, Crew, InferenceError, Model};
+use super::{Answer, BatchQueue, Crew, InferenceError, Model, Role};
 
 /// Between two attempts to rebuild a model after a failed run; doubled each time, up to the second figure.
 const REBUILD_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -51,14 +51,14 @@ impl Worker {
     pub fn spawn<M: Model>(
         name: String,
         queue: Arc<BatchQueue<M>>,
-        crew: Crew,
+        (crew, role): (Crew, Role),
         model: M,
         rebuild: impl Fn() -> Result<M, String> + Send + 'static,
     ) -> std::io::Result<Self> {
         let state = Arc::new(WorkerState::default());
         let thread_state = Arc::clone(&state);
         let thread_name = name.clone();
-        let run = move || work(&thread_name, &queue, crew, model, rebuild, &thread_state);
+        let run = move || work(&thread_name, &queue, (crew, role), model, rebuild, &thread_state);
         let thread = std::thread::Builder::new().name(name.clone()).spawn(run)?;
         Ok(Self { name, thread, state })
     }
@@ -86,16 +86,16 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 fn work<M: Model>(
     name: &str,
     queue: &BatchQueue<M>,
-    crew: Crew,
+    (crew, role): (Crew, Role),
     model: M,
     rebuild: impl Fn() -> Result<M, String>,
     state: &WorkerState,
 ) {
     let mut model = Some(model);
-    while let Some(batch) = queue.next_batch(crew) {
+    while let Some(batch) = queue.next_batch(crew, role) {
         let Some(ready) = model.as_mut() else { return };
         *lock(&state.busy_since) = Some(Instant::now());
-        let healthy = run_batch(name, queue, ready, batch);
+        let healthy = run_batch(name, queue, (crew, role), ready, batch);
         *lock(&state.busy_since) = None;
         if !healthy {
             // Dropped before its successor is built: two sessions may not fit on one device.
@@ -106,7 +106,13 @@ fn work<M: Model>(
 }
 
 /// Runs one batch and answers its jobs; `false` if the model can no longer be trusted.
-fn run_batch<M: Model>(name: &str, queue: &BatchQueue<M>, model: &mut M, batch: Vec<Waiting<M>>) -> bool {
+fn run_batch<M: Model>(
+    name: &str,
+    queue: &BatchQueue<M>,
+    (crew, role): (Crew, Role),
+    model: &mut M,
+    batch: Vec<Waiting<M>>,
+) -> bool {
     let started = Instant::now();
     let size = batch.len();
     let (inputs, replies): (Vec<_>, Vec<_>) =
@@ -118,7 +124,7 @@ fn run_batch<M: Model>(name: &str, queue: &BatchQueue<M>, model: &mut M, batch: 
             answers => Err(format!("{answers} answers to {size} jobs")),
         });
     let inference = started.elapsed();
-    queue.record_run(size, inference);
+    queue.finish(crew, role, size, inference);
     queue.metrics.batch_size.observe(size as f64);
     queue.metrics.inference.observe(inference.as_secs_f64());
     match outcome {
@@ -213,7 +219,7 @@ mod tests {
     fn start(max_batch_size: usize, gate: Option<mpsc::Receiver<()>>) -> (Arc<BatchQueue<Doubler>>, Worker) {
         let policy = BatchPolicy { max_batch_size, max_queue_delay: Duration::ZERO };
         let queue = Arc::new(BatchQueue::new(100, QueueMetrics::default()));
-        let crew = queue.relieve(policy, 1);
+        let crew = (queue.relieve(policy, 1, false), Role::Any);
         let rebuild = || Ok(Doubler { gate: None, generation: 2 });
         let model = Doubler { gate, generation: 1 };
         let worker = Worker::spawn("worker-0".to_owned(), Arc::clone(&queue), crew, model, rebuild).unwrap();

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use clap::{Arg, ArgMatches, Command};
 
 use crate::config::{Config, LogFormat, Sources, arguments};
+use crate::runtime::set_up_allocator;
 use crate::telemetry::start_logging;
 
 /// Exit code for mistakes in arguments or configuration; faults at run time give 1.
@@ -56,6 +57,7 @@ fn command() -> Command {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
+    set_up_allocator();
     let matches = command().get_matches();
     let outcome = match matches.subcommand() {
         Some(("openapi", _)) => print_openapi(),

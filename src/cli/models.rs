@@ -44,7 +44,7 @@ fn describe(model: &ModelInfo) -> String {
     for graph in &model.graphs {
         text += &format!(
             "  {:<10} {} {}, {} instance(s) of {} thread(s), batches up to {}; {}\n",
-            graph.file.rsplit('/').next().unwrap_or_default().trim_end_matches(".onnx"),
+            graph.stored.file.rsplit('/').next().unwrap_or_default().trim_end_matches(".onnx"),
             graph.provider.name(),
             graph.precision.name(),
             graph.instances,

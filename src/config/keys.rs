@@ -92,14 +92,9 @@ pub const KEYS: &[Key] = &[
         "instances",
         "N",
         "",
-        "Inference sessions per graph, each with a worker thread of its own; by default 1, or what tuning finds better.",
+        "Batches per graph that are run at once, each by a thread of its own; by default 1, or what tuning finds better.",
     ),
-    model_key(
-        "threads",
-        "N",
-        "",
-        "Inference threads per instance; by default the usable cores divided by the instances.",
-    ),
+    model_key("threads", "N", "", "Inference threads of each; by default the usable cores divided by the instances."),
     model_key(
         "tune",
         "NAME",
@@ -110,7 +105,7 @@ pub const KEYS: &[Key] = &[
         "tune_latency_bound",
         "N",
         "1.5",
-        "Tuning for throughput takes nothing that makes a single image slower than this many times the fastest.",
+        "Where single items get no session of their own, tuning for throughput takes nothing that makes them slower than this many times the fastest.",
     ),
     model_key(
         "tune_max_shift",
@@ -119,6 +114,12 @@ pub const KEYS: &[Key] = &[
         "Tuning takes a precision below f32 only if no probability moves by more than this on the built-in photos.",
     ),
     model_key("tune_margin", "N", "0.05", "Nor if the best label changes where f32 has it ahead by more than this."),
+    model_key(
+        "tune_int8",
+        "BOOL",
+        "false",
+        "Tuning tries the folder's int8 graph too (scripts/quantize makes one), under the same two conditions.",
+    ),
     key(
         "max_in_flight",
         "N",

@@ -90,6 +90,8 @@ pub struct TuningSettings {
     pub max_shift: f64,
     /// The best label must stay where f32 has it ahead by more than this.
     pub margin: f64,
+    /// May the folder's int8 graph be taken?
+    pub int8: bool,
 }
 
 /// What a choice is judged by.
@@ -241,9 +243,12 @@ impl ModelSettings {
             device_id: reader.optional("device_id").unwrap_or_default(),
             precision: reader.parsed("precision", |text| match text {
                 "auto" => Ok(None),
-                name => Precision::from_name(name)
-                    .map(Some)
-                    .ok_or_else(|| format!("must be auto, {}", Precision::ALL.map(Precision::name).join(", "))),
+                "int8" => {
+                    Err("is the graph's own: set variant to int8, or let tuning decide with tune_int8".to_owned())
+                }
+                name => Precision::from_name(name).map(Some).ok_or_else(|| {
+                    format!("must be auto, {}", Precision::OF_ANY_GRAPH.map(Precision::name).join(", "))
+                }),
             }),
             variant: reader.optional("variant"),
             decode: reader.parsed("decode", |text| {
@@ -267,6 +272,7 @@ impl ModelSettings {
                 latency_bound: reader.number("tune_latency_bound", 1.0, 1000.0),
                 max_shift: reader.number("tune_max_shift", 0.0, 1.0),
                 margin: reader.number("tune_margin", 0.0, 1.0),
+                int8: reader.optional("tune_int8").unwrap_or_default(),
             },
         }
     }

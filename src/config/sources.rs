@@ -126,8 +126,12 @@ fn read_value(
         toml::Value::String(text) => text.clone(),
         toml::Value::Integer(number) => number.to_string(),
         toml::Value::Float(number) => number.to_string(),
+        toml::Value::Boolean(truth) => truth.to_string(),
         other => {
-            mistakes.push(format!("{path}: must be a text or a number, not a {} (in {file})", other.type_str()));
+            mistakes.push(format!(
+                "{path}: must be a text, a number or true or false, not a {} (in {file})",
+                other.type_str()
+            ));
             return;
         }
     };

@@ -50,7 +50,7 @@ fn every_mistake_is_reported_with_its_key() {
         "listen: invalid socket address syntax, not 'nowhere'",
         "max_labels: must be a whole number from 1",
         "speed: there is no such key",
-        "max_images: must be a text or a number, not a array",
+        "max_images: must be a text, a number or true or false, not a array",
         "models.vit.device: must be auto, cpu, openvino, cuda, tensorrt, not 'gpu'",
         "models.vit.decode: must be exact or fast, not 'half'",
         "models.vit.listen: 'listen' belongs at the file's top level",

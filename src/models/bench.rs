@@ -9,12 +9,12 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::image_encoder::{ImageBinding, ImageEncoder};
-use super::opener::{Opener, Plan, providers};
+use super::opener::{Opener, Plan, Use, providers};
 use super::trial::{batch_sizes, timed_runs};
-use super::tuning::choose;
+use super::tuning::{Latitude, choose};
 use super::{GraphInfo, LoadError, LoadedModel, PredictError};
-use crate::batching::Model;
-use crate::config::{ModelSettings, Objective, usable_cores};
+use crate::batching::{Model, Role};
+use crate::config::{Objective, usable_cores};
 use crate::preprocess::ImageTensor;
 use crate::runtime::{ExecutionProvider, Precision};
 
@@ -63,8 +63,9 @@ pub struct BenchReport {
     pub cores: usize,
     /// The image's graph as the server runs it.
     pub graph: GraphInfo,
-    /// For throughput, tuning takes no way whose single image takes more than this many times the shortest.
-    pub latency_bound: f64,
+    /// For throughput, tuning takes no way whose single image takes more than this many times the shortest; `None` where single
+    /// images get a session of their own.
+    pub latency_bound: Option<f64>,
     /// What tuning chooses by its own measurements; empty if there are none.
     pub choices: Vec<Choice>,
     /// In the order of the images.
@@ -159,7 +160,7 @@ impl Way {
 
     fn plan(self, max_batch_size: usize) -> Plan {
         let Self { provider, precision, instances, threads } = self;
-        Plan { provider, precision, instances, threads, max_batch_size }
+        Plan { provider, precision, instances, threads, max_batch_size, solo_threads: None }
     }
 }
 
@@ -183,8 +184,12 @@ impl LoadedModel {
             }
         }
         let graph = engine.info();
-        let choices = choices(&graph, &engine.settings);
-        let latency_bound = engine.settings.tuning.latency_bound;
+        let latitude = engine.latitude();
+        let choices = choices(&graph, latitude);
+        let latency_bound = match latitude {
+            Latitude::SoloSession => None,
+            Latitude::Bound(bound) => Some(bound),
+        };
         Ok(BenchReport { cores: usable_cores(), graph, latency_bound, choices, preprocessing, inference, failures })
     }
 
@@ -196,11 +201,11 @@ impl LoadedModel {
     }
 }
 
-fn choices(graph: &GraphInfo, settings: &ModelSettings) -> Vec<Choice> {
+fn choices(graph: &GraphInfo, latitude: Latitude) -> Vec<Choice> {
     let candidates = graph.tuning.as_ref().map(|tuning| tuning.candidates.as_slice()).unwrap_or_default();
     let objectives = [("throughput", Objective::Throughput), ("latency", Objective::Latency)];
     let choice = |(name, objective)| {
-        let plan = choose(candidates, objective, settings.tuning.latency_bound)?;
+        let plan = choose(candidates, objective, latitude)?;
         Some(Choice { objective: name, way: Way::of(&plan), max_batch_size: plan.max_batch_size })
     };
     objectives.into_iter().filter_map(choice).collect()
@@ -218,10 +223,7 @@ fn ways(encoder: &ImageEncoder, wanted: &Ways) -> Vec<Way> {
         Ways::All => {
             let settings = &encoder.engine.settings;
             let arithmetic = providers(&encoder.engine.opener.context, settings).into_iter().flat_map(|provider| {
-                let precisions = match settings.precision {
-                    Some(precision) => vec![precision],
-                    None => provider.native_precisions().to_vec(),
-                };
+                let precisions = encoder.engine.opener.precisions(settings, provider);
                 precisions.into_iter().map(move |precision| (provider, precision))
             });
             let splits = splits(cores);
@@ -297,8 +299,7 @@ fn inference_costs(
 ) -> Result<Vec<InferenceCost>, LoadError> {
     let plan = way.plan(request.max_batch_size);
     let sizes = batch_sizes(request.max_batch_size);
-    let sessions = (0..way.instances).map(|_| opener.open_for(&plan, &sizes));
-    let mut sessions = sessions.collect::<Result<Vec<_>, _>>()?;
+    let mut sessions = opener.open(&plan, &Use { sizes, ..Use::of(&plan, Role::Any) })?;
     let sizes = sessions.first().map(|session| session.batch_sizes.clone()).unwrap_or_default();
     let cost = |batch_size| {
         let batch: Vec<ImageTensor> = tensors.iter().cycle().take(batch_size).cloned().collect();

@@ -4,26 +4,27 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
-use super::opener::{Binding, GraphModel, Opener, Plan, Warmed, first_plan, providers};
+use super::graph_files::int8_of;
+use super::opener::{Binding, Files, GraphModel, Opener, Plan, Use, Warmed, first_plan, providers};
 use super::tuning::{Tuning, TuningCache};
 use super::{LoadContext, LoadError, Stop, Ticket};
-use crate::batching::{Answer, BatchQueue, InferenceError, Job, Straggler, Worker};
+use crate::batching::{Answer, BatchQueue, InferenceError, Job, Role, Straggler, Worker};
 use crate::config::ModelSettings;
 use crate::runtime::{ExecutionProvider, OnnxFile, Precision, RuntimeError, give_back_freed_memory};
 
 /// What `GET /v1/models` tells of one graph.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct GraphInfo {
-    /// The graph's file, relative to the model's folder.
-    #[schema(example = "model.onnx")]
-    pub file: String,
+    /// Where it is stored.
+    #[serde(flatten)]
+    pub stored: StoredGraph,
     /// The execution provider really in use.
     pub provider: ExecutionProvider,
     /// Why this provider was chosen.
@@ -35,19 +36,40 @@ pub struct GraphInfo {
     pub nodes_on_cpu: usize,
     /// The arithmetic.
     pub precision: Precision,
-    /// How many weights are stored in each element type, by ONNX's names.
-    pub parameters: BTreeMap<&'static str, u64>,
-    /// Sessions, each with a worker thread.
+    /// Batches that are run at once, each by a worker thread, in sessions that share their weights where the provider lets them.
     pub instances: usize,
     /// Inference threads per session.
     pub threads: usize,
+    /// Threads of a further session that runs single images while too few wait for a full batch; the others then run full
+    /// batches alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub solo_threads: Option<usize>,
     /// What was measured to choose all this, where it was left open.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tuning: Option<Tuning>,
     /// Every batch size that was run before the model was called ready, and no other will be.
     pub batch_sizes_warmed: Vec<usize>,
-    /// SHA-256 of the graph's file and its external data, in hexadecimal.
+}
+
+/// A graph's file and what is in it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct StoredGraph {
+    /// Its name, relative to the model's folder.
+    #[schema(example = "model.onnx")]
+    pub file: String,
+    /// How many weights are stored in each element type, by ONNX's names.
+    pub parameters: BTreeMap<&'static str, u64>,
+    /// SHA-256 of the file and its external data, in hexadecimal.
     pub sha256: String,
+}
+
+impl StoredGraph {
+    fn of(file: OnnxFile, path: &Path, folder: &Path) -> Result<Self, LoadError> {
+        let sha256 =
+            content_hash(path, &file).map_err(|error| LoadError::System(format!("{}: {error}", path.display())))?;
+        let name = path.strip_prefix(folder).unwrap_or(path).display().to_string();
+        Ok(Self { file: name, parameters: file.parameters, sha256 })
+    }
 }
 
 /// A queue and its workers.
@@ -60,6 +82,8 @@ pub(super) struct Engine<B: Binding> {
     pub(super) cache: TuningCache,
     /// Values per answer.
     pub(super) output_width: usize,
+    /// The graph that was asked for, and its int8 variant if that may be taken.
+    stored: (StoredGraph, Option<StoredGraph>),
     queue: Arc<BatchQueue<GraphModel<B>>>,
     running: RwLock<Running>,
 }
@@ -92,34 +116,41 @@ pub(super) struct EngineSource<'a> {
 impl<B: Binding> Engine<B> {
     /// Opens and warms the sessions one after the other and starts their workers.
     pub(super) fn start(context: &LoadContext, source: &EngineSource<'_>, binding: &B) -> Result<Self, LoadError> {
-        let file = OnnxFile::read(source.file)?;
-        let sha256 = content_hash(source.file, &file)
-            .map_err(|error| LoadError::System(format!("{}: {error}", source.file.display())))?;
         let settings = source.settings;
-        let cache = TuningCache::new(&context.cache_dir, &sha256, &context.runtime.library, settings);
+        let int8 = int8_of(source.file).filter(|_| settings.tuning.int8);
+        let files = Files { graph: source.file.to_path_buf(), int8 };
+        let graph = OnnxFile::read(&files.graph)?;
+        let open_inputs = graph.open_inputs.clone();
+        let int8 = files.int8.as_deref().map(|path| StoredGraph::of(OnnxFile::read(path)?, path, source.folder));
+        let stored = (StoredGraph::of(graph, &files.graph, source.folder)?, int8.transpose()?);
+        let hashes: Vec<String> = std::iter::once(&stored.0).chain(&stored.1).map(|one| one.sha256.clone()).collect();
+        let cache = TuningCache::new(&context.cache_dir, &hashes, &context.runtime.library, settings);
         let opener = Opener {
             context: context.clone(),
             binding: binding.clone(),
-            file: source.file.to_path_buf(),
+            files,
             outputs: source.outputs.iter().map(|&name| name.to_owned()).collect(),
             device_id: settings.device_id,
+            open_inputs,
         };
-        let First { plan, warmed, reason, tuning } = First::open(&opener, source, &cache)?;
+        let First { plan, sessions, reason, tuning } = First::open(&opener, source, &cache)?;
+        let Some(warmed) = sessions.first() else {
+            return Err(LoadError::System("no session was opened".to_owned()));
+        };
         let queue = BatchQueue::new(settings.max_queue_size, context.metrics.queue(source.model, source.graph));
         let (nodes, nodes_on_cpu) = warmed.model.graph.node_counts();
         let info = GraphInfo {
-            file: source.file.strip_prefix(source.folder).unwrap_or(source.file).display().to_string(),
+            stored: stored.0.clone(),
             provider: plan.provider,
             provider_reason: reason.clone(),
             nodes,
             nodes_on_cpu,
             precision: plan.precision,
-            parameters: file.parameters,
             instances: plan.instances,
             threads: plan.threads,
+            solo_threads: plan.solo_threads,
             tuning: None,
             batch_sizes_warmed: Vec::new(),
-            sha256,
         };
         let engine = Self {
             name: (source.model.to_owned(), source.graph),
@@ -127,36 +158,45 @@ impl<B: Binding> Engine<B> {
             settings: settings.clone(),
             cache,
             output_width: warmed.output_width,
+            stored,
             queue: Arc::new(queue),
             running: RwLock::new(Running { workers: Vec::new(), relieved: Vec::new(), plan, info }),
         };
-        engine.run(plan, vec![warmed], reason, tuning)?;
+        engine.run(plan, sessions, reason, tuning)?;
         Ok(engine)
     }
 
-    /// Starts the workers of `plan`, which relieve those that there are; `warmed` are sessions that are open already.
+    /// Starts the workers of `plan` on `sessions`, which [`open_crew`] opened for it; they relieve those that there are.
     pub(super) fn run(
         &self,
         plan: Plan,
-        mut warmed: Vec<Warmed<B>>,
+        sessions: Vec<Warmed<B>>,
         reason: String,
         tuning: Option<Tuning>,
     ) -> Result<(), LoadError> {
-        let started = Instant::now();
-        while warmed.len() < plan.instances {
-            warmed.push(self.opener.open(&plan)?);
-        }
-        let Some(first) = warmed.first() else { return Ok(()) };
-        let (batch_sizes_warmed, (nodes, nodes_on_cpu)) = (first.batch_sizes.clone(), first.model.graph.node_counts());
+        let Some(first) = sessions.first() else { return Ok(()) };
+        let (nodes, nodes_on_cpu) = first.model.graph.node_counts();
         let mut policy = self.settings.batch_policy;
-        policy.max_batch_size = batch_sizes_warmed.last().copied().unwrap_or(1);
-        let crew = self.queue.relieve(policy, plan.instances);
-        let mut workers = Vec::with_capacity(plan.instances);
-        for (instance, Warmed { model, .. }) in warmed.into_iter().enumerate() {
+        policy.max_batch_size = first.batch_sizes.last().copied().unwrap_or(1);
+        let mut batch_sizes_warmed: Vec<usize> =
+            sessions.iter().flat_map(|session| session.batch_sizes.iter().copied()).collect();
+        batch_sizes_warmed.sort_unstable();
+        batch_sizes_warmed.dedup();
+        let crew = self.queue.relieve(policy, plan.instances, plan.solo_threads.is_some());
+        let mut workers = Vec::with_capacity(sessions.len());
+        for (instance, Warmed { model, .. }) in sessions.into_iter().enumerate() {
+            let (role, name) = match plan.role() {
+                Role::Full if instance == plan.instances => (Role::Solo, "solo".to_owned()),
+                role => (role, instance.to_string()),
+            };
             let opener = self.opener.clone();
-            let rebuild = move || opener.open(&plan).map(|warmed| warmed.model).map_err(|error| error.to_string());
-            let name = format!("{}/{}/{instance}", self.name.0, self.name.1);
-            let worker = Worker::spawn(name, Arc::clone(&self.queue), crew, model, rebuild)
+            let rebuild = move || {
+                let alone = Use { count: 1, ..Use::of(&plan, role) };
+                let mut reopened = opener.open(&plan, &alone).map_err(|error| error.to_string())?;
+                reopened.pop().map(|session| session.model).ok_or_else(|| "no session was opened".to_owned())
+            };
+            let name = format!("{}/{}/{name}", self.name.0, self.name.1);
+            let worker = Worker::spawn(name, Arc::clone(&self.queue), (crew, role), model, rebuild)
                 .map_err(|error| LoadError::System(format!("no worker thread could be started: {error}")))?;
             workers.push(worker);
         }
@@ -168,9 +208,9 @@ impl<B: Binding> Engine<B> {
             precision = plan.precision.name(),
             instances = plan.instances,
             threads = plan.threads,
+            solo_threads = plan.solo_threads,
             max_batch_size = policy.max_batch_size,
             nodes_on_cpu,
-            seconds = started.elapsed().as_secs_f32(),
             "graph is warm"
         );
         let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
@@ -179,7 +219,9 @@ impl<B: Binding> Engine<B> {
         running.relieved.retain(|worker| !worker.is_finished());
         give_back_freed_memory();
         running.plan = plan;
+        let int8 = self.stored.1.as_ref().filter(|_| plan.precision == Precision::Int8);
         running.info = GraphInfo {
+            stored: int8.unwrap_or(&self.stored.0).clone(),
             provider: plan.provider,
             provider_reason: reason,
             nodes,
@@ -187,11 +229,24 @@ impl<B: Binding> Engine<B> {
             precision: plan.precision,
             instances: plan.instances,
             threads: plan.threads,
+            solo_threads: plan.solo_threads,
             tuning,
             batch_sizes_warmed,
-            ..running.info.clone()
         };
         Ok(())
+    }
+
+    /// Blocks until the workers of earlier crews have ended and their memory is free, or for `limit`.
+    pub(super) fn await_relieved(&self, limit: Duration) {
+        let started = Instant::now();
+        let ended = || {
+            let running = self.running.read().unwrap_or_else(PoisonError::into_inner);
+            running.relieved.iter().all(Worker::is_finished)
+        };
+        while !ended() && started.elapsed() < limit {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        give_back_freed_memory();
     }
 
     /// Notes what tuning found where it changed nothing.
@@ -269,10 +324,21 @@ impl Pending {
     }
 }
 
+/// Opens the sessions of a plan's workers, the solo one's last.
+pub(super) fn open_crew<B: Binding>(opener: &Opener<B>, plan: &Plan) -> Result<Vec<Warmed<B>>, LoadError> {
+    let mut sessions = opener.open(plan, &Use::of(plan, plan.role()))?;
+    // What opening needed is not kept while the next one is opened.
+    give_back_freed_memory();
+    if plan.solo_threads.is_some() {
+        sessions.append(&mut opener.open(plan, &Use::of(plan, Role::Solo))?);
+    }
+    Ok(sessions)
+}
+
 /// What a graph is served with first: the choice of an earlier start, or the first plan that works.
 struct First<B: Binding> {
     plan: Plan,
-    warmed: Warmed<B>,
+    sessions: Vec<Warmed<B>>,
     reason: String,
     tuning: Option<Tuning>,
 }
@@ -281,10 +347,10 @@ impl<B: Binding> First<B> {
     fn open(opener: &Opener<B>, source: &EngineSource<'_>, cache: &TuningCache) -> Result<Self, LoadError> {
         let settings = source.settings;
         if let Some((plan, tuning)) = cache.read().filter(|_| settings.tuning.objective.is_some()) {
-            match opener.open(&plan) {
-                Ok(warmed) => {
+            match open_crew(opener, &plan) {
+                Ok(sessions) => {
                     let reason = "auto: measured at an earlier start".to_owned();
-                    return Ok(Self { plan, warmed, reason, tuning: Some(tuning) });
+                    return Ok(Self { plan, sessions, reason, tuning: Some(tuning) });
                 }
                 Err(error) => {
                     tracing::warn!(model = source.model, %error, "the choice of an earlier start no longer works")
@@ -294,8 +360,8 @@ impl<B: Binding> First<B> {
         let mut failures = Vec::new();
         for provider in providers(&opener.context, settings) {
             let plan = first_plan(settings, provider);
-            match opener.open(&plan) {
-                Ok(warmed) => return Ok(Self { plan, warmed, reason: reason(settings, &failures), tuning: None }),
+            match open_crew(opener, &plan) {
+                Ok(sessions) => return Ok(Self { plan, sessions, reason: reason(settings, &failures), tuning: None }),
                 Err(error) if settings.device.is_some() => return Err(error),
                 Err(error) => {
                     let provider = provider.name();

@@ -47,6 +47,14 @@ impl GraphFiles {
     }
 }
 
+/// The int8 variant beside a plain graph, as `scripts/quantize` makes it.
+pub(super) fn int8_of(plain: &Path) -> Option<PathBuf> {
+    let stem = plain.file_stem()?.to_str()?;
+    // Variants have none.
+    let is_plain = ["model", "vision_model", "text_model"].contains(&stem);
+    Some(plain.with_file_name(file_name(stem, "int8"))).filter(|int8| is_plain && int8.is_file())
+}
+
 /// Files called `{stem}.onnx` and `{stem}_{variant}.onnx`, by variant; the plain one's is empty.
 fn variants(folder: &Path, stem: &str) -> BTreeMap<String, PathBuf> {
     let mut found = BTreeMap::new();
@@ -143,6 +151,15 @@ mod tests {
                 "model_int8.onnx: is missing, and the setting variant asks for it; there are: model.onnx, "
             )
         );
+    }
+
+    #[test]
+    fn a_plain_graph_has_an_int8_variant_beside_it_and_a_variant_has_none() {
+        let folder = folder(&["onnx/model.onnx", "onnx/model_int8.onnx", "vision_model.onnx"]);
+        let int8 = |file| int8_of(&folder.path().join(file));
+        assert_eq!(int8("onnx/model.onnx"), Some(folder.path().join("onnx/model_int8.onnx")));
+        assert_eq!(int8("vision_model.onnx"), None);
+        assert_eq!(int8("onnx/model_int8.onnx"), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use ndarray::{Array4, Axis};
+use ndarray::{Array4, Axis, s};
 
 use super::engine::{Engine, EngineSource};
 use super::opener::Binding;
@@ -101,7 +101,9 @@ pub(super) struct ImageBinding {
     input: String,
     batch_size: Option<usize>,
     /// Constant inputs of the text encoder, where one graph holds both.
-    text: Vec<(String, Tensor)>,
+    text: Vec<(String, Tensor<'static>)>,
+    /// Where a batch is put together: as large as the largest so far, so that its memory is not fetched anew for each.
+    pixels: Array4<f32>,
 }
 
 impl ImageBinding {
@@ -112,14 +114,15 @@ impl ImageBinding {
     }
 
     fn new(height: usize, width: usize) -> Self {
-        Self { height, width, input: String::new(), batch_size: None, text: Vec::new() }
+        let pixels = Array4::zeros((0, 3, height, width));
+        Self { height, width, input: String::new(), batch_size: None, text: Vec::new(), pixels }
     }
 
     /// A black picture for `input`, to run the other encoder of a combined graph.
-    pub(super) fn constant(input: &TensorSpec, size: (usize, usize)) -> Result<Tensor, String> {
+    pub(super) fn constant(input: &TensorSpec, size: (usize, usize)) -> Result<Tensor<'static>, String> {
         let binding = Self::new(size.0, size.1).bind(std::slice::from_ref(input))?;
         let shape = (binding.batch_size.unwrap_or(1), 3, binding.height, binding.width);
-        Ok(Tensor::F32(Array4::zeros(shape).into_dyn()))
+        Ok(Tensor::F32(Array4::zeros(shape).into_dyn().into()))
     }
 }
 
@@ -167,15 +170,28 @@ impl Binding for ImageBinding {
         (shape.clone(), shape)
     }
 
-    fn stack<'a>(&'a self, batch: &[ImageTensor]) -> Vec<(&'a str, Tensor)> {
+    fn item_shape(&self) -> Option<Vec<usize>> {
+        Some(vec![3, self.height, self.width])
+    }
+
+    fn stack<'a>(&'a mut self, batch: &'a [ImageTensor]) -> Vec<(&'a str, Tensor<'a>)> {
         // A graph with a fixed batch size gets black images for the places nobody takes.
         let size = self.batch_size.unwrap_or(batch.len());
-        let mut pixels = Array4::zeros((size, 3, self.height, self.width));
-        for (mut place, image) in pixels.axis_iter_mut(Axis(0)).zip(batch) {
-            place.assign(image);
-        }
-        let text = self.text.iter().map(|(name, tensor)| (name.as_str(), tensor.clone()));
-        std::iter::once((self.input.as_str(), Tensor::F32(pixels.into_dyn()))).chain(text).collect()
+        let pixels = match batch {
+            [image] if size == 1 => image.view().insert_axis(Axis(0)),
+            _ => {
+                if self.pixels.len_of(Axis(0)) < size {
+                    self.pixels = Array4::zeros((size, 3, self.height, self.width));
+                }
+                for (mut place, image) in self.pixels.axis_iter_mut(Axis(0)).zip(batch) {
+                    place.assign(image);
+                }
+                self.pixels.slice_mut(s![batch.len()..size, .., .., ..]).fill(0.0);
+                self.pixels.slice(s![..size, .., .., ..])
+            }
+        };
+        let text = self.text.iter().map(|(name, tensor)| (name.as_str(), tensor.view()));
+        std::iter::once((self.input.as_str(), Tensor::F32(pixels.into_dyn().into()))).chain(text).collect()
     }
 
     fn samples(&self) -> Vec<ImageTensor> {
@@ -203,9 +219,10 @@ mod tests {
     #[test]
     fn inputs_are_bound_by_name_and_a_lone_one_by_any_name() {
         let two = [input("input_ids", &[-1, -1]), input("pixel_values", &[-1, 3, -1, -1])];
-        let bound = binding().bind(&two).unwrap();
+        let mut bound = binding().bind(&two).unwrap();
         assert_eq!(bound.input, "pixel_values");
-        let stacked = bound.stack(&[ImageTensor::ones((3, 4, 6)), ImageTensor::ones((3, 4, 6))]);
+        let batch = [ImageTensor::ones((3, 4, 6)), ImageTensor::ones((3, 4, 6))];
+        let stacked = bound.stack(&batch);
         let [("pixel_values", _), ("input_ids", Tensor::I64(ids))] = &stacked[..] else { panic!("wrong inputs") };
         assert_eq!(ids.shape(), [1, 2], "the text encoder of a combined graph gets one short text");
         let unknown = [input("pixel_values", &[-1, 3, -1, -1]), input("mask", &[-1])];
@@ -222,12 +239,15 @@ mod tests {
 
     #[test]
     fn a_fixed_batch_is_filled_up() {
-        let bound = binding().bind(&[input("pixel_values", &[2, 3, 4, 6])]).unwrap();
-        let stacked = bound.stack(&[ImageTensor::ones((3, 4, 6))]);
-        let ("pixel_values", Tensor::F32(pixels)) = &stacked[0] else {
-            panic!("wrong input");
-        };
-        assert_eq!(pixels.shape(), [2, 3, 4, 6]);
-        assert_eq!(pixels.sum(), 72.0);
+        let mut bound = binding().bind(&[input("pixel_values", &[2, 3, 4, 6])]).unwrap();
+        let batch = [ImageTensor::ones((3, 4, 6)), ImageTensor::ones((3, 4, 6))];
+        // The second time, of what the first one left behind.
+        for (size, sum) in [(2, 144.0), (1, 72.0)] {
+            let stacked = bound.stack(&batch[..size]);
+            let ("pixel_values", Tensor::F32(pixels)) = &stacked[0] else {
+                panic!("wrong input");
+            };
+            assert_eq!((pixels.shape(), pixels.sum()), (&[2, 3, 4, 6][..], sum));
+        }
     }
 }

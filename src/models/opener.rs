@@ -1,12 +1,14 @@
 //! Sessions of one graph: which plans there are to run it, and opening one, warm.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Barrier;
 
 use ndarray::{Array2, Axis};
 use serde::{Deserialize, Serialize};
 
 use super::{LoadContext, LoadError};
-use crate::batching::Model;
+use crate::batching::{Model, Role};
 use crate::config::ModelSettings;
 use crate::runtime::{ExecutionProvider, Graph, Precision, RuntimeError, SessionOptions, Tensor, TensorSpec};
 
@@ -21,8 +23,10 @@ pub(super) trait Binding: Clone + Send + Sync + 'static {
     fn fixed_batch_size(&self) -> Option<usize>;
     /// `(smallest, largest)` shape of `input` without the batch dimension.
     fn shape_range(&self, input: &TensorSpec) -> (Vec<usize>, Vec<usize>);
+    /// The shape of each item, where all have the same.
+    fn item_shape(&self) -> Option<Vec<usize>>;
     /// Puts a batch together.
-    fn stack<'a>(&'a self, batch: &[Self::Item]) -> Vec<(&'a str, Tensor)>;
+    fn stack<'a>(&'a mut self, batch: &'a [Self::Item]) -> Vec<(&'a str, Tensor<'a>)>;
     /// Items to warm up with: the shapes that the graph will meet.
     fn samples(&self) -> Vec<Self::Item>;
 }
@@ -37,9 +41,21 @@ pub(super) struct Plan {
     /// Inference threads per session.
     pub(super) threads: usize,
     pub(super) max_batch_size: usize,
+    /// Threads of a further session, which runs single items while too few wait for a full batch. The others then run full
+    /// batches alone.
+    #[serde(default)]
+    pub(super) solo_threads: Option<usize>,
 }
 
-/// One session of a graph, ready to run.
+impl Plan {
+    /// Which jobs its workers take, a solo one apart.
+    pub(super) fn role(&self) -> Role {
+        if self.solo_threads.is_some() { Role::Full } else { Role::Any }
+    }
+}
+
+/// One session of a graph, ready to run, or a share in one.
+#[derive(Clone)]
 pub(super) struct GraphModel<B: Binding> {
     pub(super) graph: Graph,
     binding: B,
@@ -58,7 +74,7 @@ impl<B: Binding> Model for GraphModel<B> {
 
 impl<B: Binding> GraphModel<B> {
     pub(super) fn rows(&mut self, batch: &[B::Item]) -> Result<Array2<f32>, RuntimeError> {
-        self.graph.run(self.binding.stack(batch), &self.output)
+        self.graph.run(&self.binding.stack(batch), &self.output)
     }
 
     /// Runs a batch of `size` samples, and checks that it gives as many answers. Returns the length of one.
@@ -76,6 +92,7 @@ impl<B: Binding> GraphModel<B> {
 }
 
 /// A session that has run the batch sizes that it will be given.
+#[derive(Clone)]
 pub(super) struct Warmed<B: Binding> {
     pub(super) model: GraphModel<B>,
     pub(super) batch_sizes: Vec<usize>,
@@ -83,40 +100,162 @@ pub(super) struct Warmed<B: Binding> {
     pub(super) output_width: usize,
 }
 
+/// The files that a graph can be run from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Files {
+    /// The graph that was asked for.
+    pub(super) graph: PathBuf,
+    /// Its int8 variant, where that may be taken instead.
+    pub(super) int8: Option<PathBuf>,
+}
+
+impl Files {
+    /// The file that holds the graph in this precision.
+    pub(super) fn of(&self, precision: Precision) -> Result<&Path, RuntimeError> {
+        match precision {
+            Precision::Int8 => self.int8.as_deref().ok_or_else(|| {
+                let graph = self.graph.display();
+                RuntimeError::Graph(format!(
+                    "{graph}: there is no int8 variant beside it, or tune_int8 does not allow it"
+                ))
+            }),
+            _ => Ok(&self.graph),
+        }
+    }
+}
+
 /// Opens sessions of one graph.
 #[derive(Clone)]
 pub(super) struct Opener<B: Binding> {
     pub(super) context: LoadContext,
     pub(super) binding: B,
-    pub(super) file: PathBuf,
+    pub(super) files: Files,
     /// The output to read, by its names in falling precedence.
     pub(super) outputs: Vec<String>,
     pub(super) device_id: u32,
+    /// Names of open dimensions, as [`crate::runtime::OnnxFile`] has them.
+    pub(super) open_inputs: Vec<Vec<Option<String>>>,
+}
+
+/// What sessions are opened for.
+pub(super) struct Use {
+    /// As many as shall run at once.
+    pub(super) count: usize,
+    /// Inference threads of each.
+    pub(super) threads: usize,
+    /// The batch sizes that they will be given.
+    pub(super) sizes: Vec<usize>,
+}
+
+impl Use {
+    /// That of the workers of a role in `plan`.
+    pub(super) fn of(plan: &Plan, role: Role) -> Self {
+        match role {
+            Role::Any => Self { sizes: (1..=plan.max_batch_size).collect(), ..Self::of(plan, Role::Full) },
+            Role::Full => Self { count: plan.instances, threads: plan.threads, sizes: vec![plan.max_batch_size] },
+            Role::Solo => Self { count: 1, threads: plan.solo_threads.unwrap_or(plan.threads), sizes: vec![1] },
+        }
+    }
 }
 
 impl<B: Binding> Opener<B> {
-    /// Opens a session and runs every batch size that it may be given, so that none is slow the first time.
-    pub(super) fn open(&self, plan: &Plan) -> Result<Warmed<B>, LoadError> {
-        let sizes: Vec<usize> = (1..=plan.max_batch_size).collect();
-        self.open_for(plan, &sizes)
-    }
-
-    /// Opens a session and runs the batch sizes `sizes`, or the one that the graph insists on.
-    pub(super) fn open_for(&self, plan: &Plan, sizes: &[usize]) -> Result<Warmed<B>, LoadError> {
-        let graph = Graph::open(&self.context.runtime, &self.file, &self.options(plan)?)?;
-        let binding = self.bind(graph.inputs())?;
-        let output = self.find_output(&graph)?;
-        let batch_sizes = binding.fixed_batch_size().map_or_else(|| sizes.to_vec(), |size| vec![size]);
-        let mut model = GraphModel { graph, binding, output };
-        let mut output_width = 0;
-        for &size in &batch_sizes {
-            output_width = model.run_samples(size).map_err(|error| self.in_file(&error))?;
+    /// The precision that was named, or those that are worth measuring on `provider`.
+    pub(super) fn precisions(&self, settings: &ModelSettings, provider: ExecutionProvider) -> Vec<Precision> {
+        if let Some(named) = settings.precision {
+            return vec![named];
         }
-        Ok(Warmed { model, batch_sizes, output_width })
+        let int8 = self.files.int8.as_ref().map(|_| Precision::Int8);
+        let int8 = int8.filter(|&int8| provider.refuses(int8).is_none());
+        provider.native_precisions().iter().copied().chain(int8).collect()
     }
 
-    fn in_file(&self, error: &RuntimeError) -> RuntimeError {
-        RuntimeError::Graph(format!("{}: {error}", self.file.display()))
+    /// Opens sessions of the plan's arithmetic and runs every batch size that they will be given, or the one that the graph
+    /// insists on, so that none is slow the first time. They share one where the provider lets them.
+    pub(super) fn open(&self, plan: &Plan, wanted: &Use) -> Result<Vec<Warmed<B>>, LoadError> {
+        let open = |parallel_runs| {
+            let fixed = self.dimensions(match wanted.sizes[..] {
+                [only] => Some(only),
+                _ => None,
+            });
+            match self.open_one(plan, wanted, parallel_runs, fixed.clone()) {
+                Err(error) if !fixed.is_empty() => {
+                    tracing::debug!(file = %self.files.graph.display(), %error, "its dimensions are left open");
+                    self.open_one(plan, wanted, parallel_runs, Vec::new())
+                }
+                outcome => outcome,
+            }
+        };
+        if wanted.count > 1 && SessionOptions::shares_sessions(plan.provider, wanted.threads) {
+            let first = open(wanted.count)?;
+            return self.warm(&mut vec![first; wanted.count], wanted);
+        }
+        let mut warmed = Vec::with_capacity(wanted.count);
+        for _ in 0..wanted.count {
+            warmed.append(&mut self.warm(&mut [open(1)?], wanted)?);
+        }
+        Ok(warmed)
+    }
+
+    fn open_one(
+        &self,
+        plan: &Plan,
+        wanted: &Use,
+        parallel_runs: usize,
+        dimensions: Vec<(String, usize)>,
+    ) -> Result<GraphModel<B>, LoadError> {
+        let file = self.files.of(plan.precision)?;
+        let options = SessionOptions { threads: wanted.threads, parallel_runs, dimensions, ..self.options(plan)? };
+        let graph = Graph::open(&self.context.runtime, file, &options)?;
+        let binding = self.bind(graph.inputs(), file)?;
+        let output = self.find_output(&graph, file)?;
+        Ok(GraphModel { graph, binding, output })
+    }
+
+    /// Runs each batch size in all of `models` at once: where they share a session, each run then meets another thread of it.
+    fn warm(&self, models: &mut [GraphModel<B>], wanted: &Use) -> Result<Vec<Warmed<B>>, LoadError> {
+        let start = Barrier::new(models.len());
+        let warm = |model: &mut GraphModel<B>| {
+            let batch_sizes = model.binding.fixed_batch_size().map_or_else(|| wanted.sizes.clone(), |size| vec![size]);
+            let mut output_width = Ok(0);
+            for &size in &batch_sizes {
+                start.wait();
+                // After a failure too: the others wait for this one.
+                let width = model.run_samples(size);
+                output_width = output_width.and(width);
+            }
+            Ok(Warmed { model: model.clone(), batch_sizes, output_width: output_width? })
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = models.iter_mut().map(|model| scope.spawn(|| warm(model))).collect();
+            let joined = threads.into_iter().map(|thread| match thread.join() {
+                Ok(warmed) => warmed.map_err(|error: RuntimeError| in_file(&self.files.graph, &error).into()),
+                Err(_) => Err(LoadError::System("a first run panicked".to_owned())),
+            });
+            joined.collect()
+        })
+    }
+
+    /// Sizes for the dimensions that the graph leaves open: those of the items, and `batch_size` if there is to be but one. None
+    /// where the names do not tell them apart.
+    fn dimensions(&self, batch_size: Option<usize>) -> Vec<(String, usize)> {
+        let (Some(shape), [open]) = (self.binding.item_shape(), &self.open_inputs[..]) else { return Vec::new() };
+        if open.len() != shape.len() + 1 {
+            return Vec::new();
+        }
+        let sizes = std::iter::once(batch_size).chain(shape.into_iter().map(Some));
+        let mut named = BTreeMap::new();
+        for (name, size) in open.iter().zip(sizes) {
+            let Some(name) = name else { continue };
+            if named.insert(name, size).is_some_and(|before| before != size) {
+                return Vec::new();
+            }
+        }
+        named.into_iter().filter_map(|(name, size)| Some((name.clone(), size?))).collect()
+    }
+
+    /// Can a session be opened for one batch size alone?
+    pub(super) fn can_fix_batch_size(&self) -> bool {
+        self.dimensions(Some(0)).iter().any(|(_, size)| *size == 0)
     }
 
     fn options(&self, plan: &Plan) -> Result<SessionOptions, LoadError> {
@@ -124,6 +263,8 @@ impl<B: Binding> Opener<B> {
             provider: plan.provider,
             precision: plan.precision,
             threads: plan.threads,
+            parallel_runs: 1,
+            dimensions: Vec::new(),
             device_id: self.device_id,
             max_batch_size: plan.max_batch_size,
             input_shapes: Vec::new(),
@@ -131,8 +272,9 @@ impl<B: Binding> Opener<B> {
         };
         // TensorRT must be told every shape before it compiles.
         if plan.provider == ExecutionProvider::TensorRt {
-            let inputs = Graph::inspect(&self.context.runtime, &self.file)?;
-            let binding = self.bind(&inputs)?;
+            let file = self.files.of(plan.precision)?;
+            let inputs = Graph::inspect(&self.context.runtime, file)?;
+            let binding = self.bind(&inputs, file)?;
             let shapes = inputs.iter().map(|input| {
                 let (min, max) = binding.shape_range(input);
                 (input.name.clone(), min, max)
@@ -142,13 +284,12 @@ impl<B: Binding> Opener<B> {
         Ok(options)
     }
 
-    fn bind(&self, inputs: &[TensorSpec]) -> Result<B, LoadError> {
-        let binding = self.binding.bind(inputs);
-        binding.map_err(|problem| RuntimeError::Graph(format!("{}: {problem}", self.file.display())).into())
+    fn bind(&self, inputs: &[TensorSpec], file: &Path) -> Result<B, LoadError> {
+        Ok(self.binding.bind(inputs).map_err(|problem| in_file(file, &problem))?)
     }
 
     /// The output by its name; a graph with one output may call it what it likes.
-    fn find_output(&self, graph: &Graph) -> Result<String, LoadError> {
+    fn find_output(&self, graph: &Graph, file: &Path) -> Result<String, LoadError> {
         let outputs = graph.outputs();
         let named = |name: &&String| outputs.iter().any(|output| output.name == **name);
         if let Some(name) = self.outputs.iter().find(named) {
@@ -156,13 +297,16 @@ impl<B: Binding> Opener<B> {
         }
         let expected = self.outputs.join("' or '");
         if let [only] = outputs {
-            tracing::info!(file = %self.file.display(), output = only.name, expected, "took the only output");
+            tracing::info!(file = %file.display(), output = only.name, expected, "took the only output");
             return Ok(only.name.clone());
         }
         let names: Vec<_> = outputs.iter().map(|output| output.name.as_str()).collect();
-        let file = self.file.display();
-        Err(RuntimeError::Graph(format!("{file}: has no output '{expected}', but {}", names.join(", "))).into())
+        Err(in_file(file, &format!("has no output '{expected}', but {}", names.join(", "))).into())
     }
+}
+
+fn in_file(file: &Path, problem: &dyn std::fmt::Display) -> RuntimeError {
+    RuntimeError::Graph(format!("{}: {problem}", file.display()))
 }
 
 /// The plan that is served before anything has been measured, on `provider`: the reference's arithmetic where a request for
@@ -175,6 +319,7 @@ pub(super) fn first_plan(settings: &ModelSettings, provider: ExecutionProvider) 
         instances,
         threads: settings.threads_for(instances),
         max_batch_size: settings.batch_policy.max_batch_size,
+        solo_threads: None,
     }
 }
 

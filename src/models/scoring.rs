@@ -65,20 +65,22 @@ fn measure(
         provider: ExecutionProvider::Cpu,
         precision: Precision::F32,
         threads: 1,
+        parallel_runs: 1,
+        dimensions: Vec::new(),
         device_id: 0,
         max_batch_size: PROBES.len(),
         input_shapes: Vec::new(),
         cache_dir: context.cache_dir.clone(),
     };
     let failed = |problem: String| RuntimeError::Graph(format!("{}: {problem}", path.display()));
-    let mut graph = Graph::open(&context.runtime, path, &options)?;
-    let binding = binding.bind(graph.inputs()).map_err(failed)?;
+    let graph = Graph::open(&context.runtime, path, &options)?;
+    let mut binding = binding.bind(graph.inputs()).map_err(failed)?;
     let encoded = PROBES.iter().map(|probe| folder.tokenizer.encode(probe));
     let tokens: Vec<_> = encoded.collect::<Result<_, _>>().map_err(|error| failed(error.to_string()))?;
     let size = binding.fixed_batch_size().unwrap_or(tokens.len());
     let mut pairs = Vec::new();
     for batch in tokens.chunks(size) {
-        let mut output = |name| graph.run(binding.stack(batch), name);
+        let mut output = |name| graph.run(&binding.stack(batch), name);
         let (images, texts) = (output("image_embeds")?, output("text_embeds")?);
         let logits = output("logits_per_image")?;
         let image = unit(&images, 0);

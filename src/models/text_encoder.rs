@@ -140,7 +140,7 @@ pub(super) struct TokenBinding {
     batch_size: Option<usize>,
     sequence_length: Option<usize>,
     /// Constant inputs of the image encoder, where one graph holds both.
-    image: Vec<(String, Tensor)>,
+    image: Vec<(String, Tensor<'static>)>,
     /// Height and width of such an image.
     image_size: (usize, usize),
 }
@@ -183,13 +183,13 @@ impl TokenBinding {
     }
 
     /// A short text for `input`, to run the other encoder of a combined graph.
-    pub(super) fn constant(input: &TensorSpec) -> Result<Tensor, String> {
+    pub(super) fn constant(input: &TensorSpec) -> Result<Tensor<'static>, String> {
         let kind = TokenInput::find(&input.name);
         let kind = kind.ok_or_else(|| format!("has an input '{}', which neither image nor text fills", input.name))?;
         let (batch_size, sequence_length) = batch_and_sequence(input)?;
         let shape = (batch_size.unwrap_or(1), sequence_length.unwrap_or(2));
         let value = if matches!(kind, TokenInput::Mask) { 1 } else { 0 };
-        Ok(Tensor::I64(Array2::from_elem(shape, value).into_dyn()))
+        Ok(Tensor::I64(Array2::from_elem(shape, value).into_dyn().into()))
     }
 }
 
@@ -237,7 +237,11 @@ impl Binding for TokenBinding {
         }
     }
 
-    fn stack<'a>(&'a self, batch: &[Vec<i64>]) -> Vec<(&'a str, Tensor)> {
+    fn item_shape(&self) -> Option<Vec<usize>> {
+        None
+    }
+
+    fn stack<'a>(&'a mut self, batch: &'a [Vec<i64>]) -> Vec<(&'a str, Tensor<'a>)> {
         let rows = self.batch_size.unwrap_or(batch.len());
         let longest = batch.iter().map(Vec::len).max().unwrap_or(1);
         let columns = self.sequence_length.or(self.padding.to).unwrap_or(longest);
@@ -254,8 +258,8 @@ impl Binding for TokenBinding {
             TokenInput::Mask => mask.clone(),
             TokenInput::TypeIds => Array2::zeros((rows, columns)),
         };
-        let text = self.inputs.iter().map(|input| (input.name(), Tensor::I64(tensor(input).into_dyn())));
-        let image = self.image.iter().map(|(name, tensor)| (name.as_str(), tensor.clone()));
+        let text = self.inputs.iter().map(|input| (input.name(), Tensor::I64(tensor(input).into_dyn().into())));
+        let image = self.image.iter().map(|(name, tensor)| (name.as_str(), tensor.view()));
         text.chain(image).collect()
     }
 
@@ -266,7 +270,7 @@ impl Binding for TokenBinding {
 }
 
 /// The shape, without the batch dimension, of the constant that fills `input`.
-pub(super) fn constant_shape(constants: &[(String, Tensor)], input: &TensorSpec) -> Option<Vec<usize>> {
+pub(super) fn constant_shape(constants: &[(String, Tensor<'_>)], input: &TensorSpec) -> Option<Vec<usize>> {
     let (_, tensor) = constants.iter().find(|(name, _)| *name == input.name)?;
     Some(tensor.shape()[1..].to_vec())
 }
@@ -293,8 +297,9 @@ mod tests {
     #[test]
     fn short_prompts_are_padded_and_masked() {
         let inputs = [input("attention_mask", &[-1, -1]), input("input_ids", &[-1, -1])];
-        let binding = binding(16, NINE).bind(&inputs).unwrap();
-        let stacked = binding.stack(&[vec![1, 2, 3], vec![4]]);
+        let mut binding = binding(16, NINE).bind(&inputs).unwrap();
+        let batch = [vec![1, 2, 3], vec![4]];
+        let stacked = binding.stack(&batch);
         let [("attention_mask", Tensor::I64(mask)), ("input_ids", Tensor::I64(ids))] = &stacked[..] else {
             panic!("inputs are in the graph's order");
         };
@@ -304,8 +309,10 @@ mod tests {
 
     #[test]
     fn prompts_are_padded_to_a_length_where_the_last_position_counts() {
-        let binding = binding(6, Padding { token_id: 1, to: Some(6) }).bind(&[input("input_ids", &[-1, -1])]).unwrap();
-        let stacked = binding.stack(&[vec![7, 8]]);
+        let mut binding =
+            binding(6, Padding { token_id: 1, to: Some(6) }).bind(&[input("input_ids", &[-1, -1])]).unwrap();
+        let batch = [vec![7, 8]];
+        let stacked = binding.stack(&batch);
         let [("input_ids", Tensor::I64(ids))] = &stacked[..] else { panic!("wrong inputs") };
         assert_eq!(ids.iter().copied().collect::<Vec<_>>(), [7, 8, 1, 1, 1, 1]);
     }
@@ -313,8 +320,9 @@ mod tests {
     #[test]
     fn the_image_encoder_of_a_combined_graph_gets_one_black_picture() {
         let inputs = [input("input_ids", &[-1, -1]), input("pixel_values", &[-1, 3, -1, -1])];
-        let binding = binding(16, NINE).bind(&inputs).unwrap();
-        let stacked = binding.stack(&[vec![1], vec![2], vec![3]]);
+        let mut binding = binding(16, NINE).bind(&inputs).unwrap();
+        let batch = [vec![1], vec![2], vec![3]];
+        let stacked = binding.stack(&batch);
         let [("input_ids", Tensor::I64(ids)), ("pixel_values", Tensor::F32(pixels))] = &stacked[..] else {
             panic!("wrong inputs");
         };

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::image_encoder::ImageBinding;
-use super::opener::{Binding, GraphModel, Opener, Plan, Warmed};
+use super::opener::{Binding, Files, GraphModel, Opener, Plan, Use, Warmed};
 use super::probe::{self, Probe};
 use super::text_encoder::TokenBinding;
 use super::tuning::Speed;
 use super::{LoadContext, LoadError};
+use crate::batching::Role;
 use crate::preprocess::{DecodeLimits, ImageProcessor};
 use crate::runtime::{ExecutionProvider, Runtime};
 use crate::telemetry::Metrics;
@@ -22,8 +23,8 @@ use crate::telemetry::Metrics;
 /// How long one batch size is measured, and the runs that it takes at least.
 const MEASURED: (Duration, usize) = (Duration::from_millis(150), 3);
 
-/// A plan whose single item takes this many times as long as the fastest is not measured further.
-const HOPELESS: f64 = 3.0;
+/// A plan that does less than this part of what the fastest one does, one item a run, is not measured with more.
+const HOPELESS: f64 = 0.6;
 
 /// A process that takes longer is ended. TensorRT compiles for minutes.
 const LIMIT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1800));
@@ -33,11 +34,12 @@ const LIMIT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_sec
 struct Request {
     onnxruntime: PathBuf,
     cache_dir: PathBuf,
-    file: PathBuf,
+    files: Files,
     outputs: Vec<String>,
     device_id: u32,
+    open_inputs: Vec<Vec<Option<String>>>,
     plan: Plan,
-    fastest_ms: f64,
+    fastest: f64,
     probe: Probe,
 }
 
@@ -51,27 +53,27 @@ pub(super) struct Trial {
 }
 
 /// Measures `plan` in a process of the context's program, or in this one if there is none. Blocks; gives up when `stopped` says so.
-/// `fastest_ms` is the lowest latency of other plans, which a hopeless one is compared with.
+/// `fastest` is what other plans do at most, one item a run, in items per second; a hopeless one is told by it.
 pub(super) fn measure<B: Binding>(
     opener: &Opener<B>,
     plan: &Plan,
     probe: &Probe,
     items: &[B::Item],
-    fastest_ms: f64,
+    fastest: f64,
     stopped: &dyn Fn() -> bool,
 ) -> Result<Trial, LoadError> {
     let Some(program) = &opener.context.program else {
-        return perform(opener, plan, items, fastest_ms);
+        return perform(opener, plan, items, fastest);
     };
     let request = Request {
         onnxruntime: opener.context.runtime.library.clone(),
         cache_dir: opener.context.cache_dir.clone(),
-        file: opener.file.clone(),
+        files: opener.files.clone(),
         outputs: opener.outputs.clone(),
         device_id: opener.device_id,
+        open_inputs: opener.open_inputs.clone(),
         plan: *plan,
-        // JSON knows no infinity.
-        fastest_ms: fastest_ms.min(f64::MAX),
+        fastest,
         probe: probe.clone(),
     };
     let limit = if plan.provider == ExecutionProvider::TensorRt { LIMIT.1 } else { LIMIT.0 };
@@ -126,7 +128,7 @@ pub fn answer_request(request: &str) -> String {
 }
 
 fn carry_out(request: Request) -> Result<Trial, LoadError> {
-    let Request { onnxruntime, cache_dir, file, outputs, device_id, plan, fastest_ms, probe } = request;
+    let Request { onnxruntime, cache_dir, files, outputs, device_id, open_inputs, plan, fastest, probe } = request;
     let context = LoadContext {
         runtime: Runtime::load(Some(&onnxruntime))?,
         metrics: Arc::new(Metrics::new()),
@@ -140,30 +142,21 @@ fn carry_out(request: Request) -> Result<Trial, LoadError> {
             let processor = ImageProcessor::from_json(&image_processor, None)
                 .map_err(|error| LoadError::System(error.to_string()))?;
             let binding = ImageBinding::for_processor(&processor);
-            perform(
-                &Opener { context, binding, file, outputs, device_id },
-                &plan,
-                &probe::photos(&processor),
-                fastest_ms,
-            )
+            let opener = Opener { context, binding, files, outputs, device_id, open_inputs };
+            perform(&opener, &plan, &probe::photos(&processor), fastest)
         }
         Probe::Prompts { tokens, max_length, padding, image_size } => {
             let binding = TokenBinding::new(max_length, padding, image_size);
-            perform(&Opener { context, binding, file, outputs, device_id }, &plan, &tokens, fastest_ms)
+            let opener = Opener { context, binding, files, outputs, device_id, open_inputs };
+            perform(&opener, &plan, &tokens, fastest)
         }
     }
 }
 
 /// Opens the plan's sessions, asks for the probe's answers and runs every batch size for a while.
-fn perform<B: Binding>(
-    opener: &Opener<B>,
-    plan: &Plan,
-    items: &[B::Item],
-    fastest_ms: f64,
-) -> Result<Trial, LoadError> {
-    let sizes = batch_sizes(plan.max_batch_size);
-    let open = || opener.open_for(plan, &sizes);
-    let mut sessions = (0..plan.instances).map(|_| open()).collect::<Result<Vec<_>, _>>()?;
+fn perform<B: Binding>(opener: &Opener<B>, plan: &Plan, items: &[B::Item], fastest: f64) -> Result<Trial, LoadError> {
+    let mut sessions =
+        opener.open(plan, &Use { sizes: batch_sizes(plan.max_batch_size), ..Use::of(plan, Role::Any) })?;
     let mut trial = Trial { answers: Vec::new(), speeds: Vec::new() };
     let Some(session) = sessions.first_mut() else { return Ok(trial) };
     let sizes = session.batch_sizes.clone();
@@ -172,7 +165,7 @@ fn perform<B: Binding>(
     }
     for size in sizes {
         trial.speeds.push(measure_size(&mut sessions, size)?);
-        if trial.speeds.first().is_some_and(|single| single.run_ms > fastest_ms * HOPELESS) {
+        if trial.speeds.first().is_some_and(|single| single.per_second < fastest * HOPELESS) {
             break;
         }
     }
@@ -263,7 +256,7 @@ mod tests {
         Request {
             onnxruntime: PathBuf::new(),
             cache_dir: PathBuf::new(),
-            file: PathBuf::new(),
+            files: Files { graph: PathBuf::new(), int8: None },
             outputs: Vec::new(),
             device_id: 0,
             plan: Plan {
@@ -272,8 +265,10 @@ mod tests {
                 instances: 1,
                 threads: 1,
                 max_batch_size: 1,
+                solo_threads: None,
             },
-            fastest_ms: 1.0,
+            open_inputs: Vec::new(),
+            fastest: 1.0,
             probe: Probe::Photos { image_processor: serde_json::Value::Null },
         }
     }

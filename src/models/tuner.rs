@@ -2,18 +2,21 @@
 
 use std::time::{Duration, Instant};
 
-use super::Ticket;
-use super::engine::Engine;
-use super::opener::{Binding, Plan, first_plan, providers};
+use super::engine::{Engine, open_crew};
+use super::opener::{Binding, Plan, Use, first_plan, providers};
 use super::probe::Probe;
-use super::trial::{self, Trial};
-use super::tuning::{Candidate, Tuning, choose, judge};
-use crate::batching::InferenceError;
-use crate::config::usable_cores;
+use super::trial::{self, Trial, batch_sizes};
+use super::tuning::{Candidate, Latitude, Tuning, choose, judge};
+use super::{LoadError, Ticket};
+use crate::batching::{InferenceError, Role};
+use crate::config::{Objective, usable_cores};
 use crate::runtime::Precision;
 
 /// No new candidate is tried after this.
-const BUDGET: Duration = Duration::from_secs(8);
+const BUDGET: Duration = Duration::from_secs(12);
+
+/// How long an earlier crew's last batch is waited for before sessions are opened that should find its memory free.
+const LAST_BATCH: Duration = Duration::from_secs(2);
 
 /// What makes probabilities of a graph's answers to the probe's items.
 pub(super) type Probabilities<'a> = dyn Fn(&[Vec<f32>]) -> Vec<Vec<f32>> + 'a;
@@ -71,16 +74,44 @@ impl<B: Binding> Engine<B> {
                 "measured"
             );
         }
-        let Some(plan) = choose(&candidates, objective, self.settings.tuning.latency_bound) else { return };
+        let Some(plan) = choose(&candidates, objective, self.latitude()) else { return };
         let tuning = Tuning { cached: false, candidates };
         self.cache.write(plan, &tuning);
         let reason = format!("auto: best of {} measured", tuning.candidates.len());
         if plan == self.plan() {
             return self.note(reason, tuning);
         }
-        if let Err(error) = self.run(plan, Vec::new(), reason, Some(tuning)) {
-            tracing::warn!(model = self.name.0, graph = self.name.1, %error, "the tuned plan does not work; the first one stays");
+        let before = self.plan();
+        if let Err(error) = self.go_over(plan, reason, Some(tuning)) {
+            tracing::warn!(model = self.name.0, graph = self.name.1, %error, "the tuned plan does not work");
+            if let Err(error) = self.go_over(before, "auto: the tuned plan does not work".to_owned(), None) {
+                tracing::error!(model = self.name.0, graph = self.name.1, %error, "nor can the first plan be gone back to");
+            }
         }
+    }
+
+    /// Goes over to another plan, one session after the other, so that not all of the old and the new ones are in memory at once:
+    /// a solo session alone can serve while the others are opened.
+    fn go_over(&self, plan: Plan, reason: String, tuning: Option<Tuning>) -> Result<(), LoadError> {
+        if plan == self.plan() {
+            return Ok(());
+        }
+        let Some(threads) = plan.solo_threads else {
+            return self.run(plan, open_crew(&self.opener, &plan)?, reason, tuning);
+        };
+        let solo = self.opener.open(&plan, &Use::of(&plan, Role::Solo))?;
+        let alone = Plan { instances: 1, threads, max_batch_size: 1, solo_threads: None, ..plan };
+        self.run(alone, solo.clone(), "auto: going over to what was measured best".to_owned(), None)?;
+        self.await_relieved(LAST_BATCH);
+        let mut sessions = self.opener.open(&plan, &Use::of(&plan, plan.role()))?;
+        sessions.extend(solo);
+        self.run(plan, sessions, reason, tuning)
+    }
+
+    /// What a choice may make of lone items.
+    pub(super) fn latitude(&self) -> Latitude {
+        let may_solo = self.opener.can_fix_batch_size() && self.settings.instances.is_none();
+        if may_solo { Latitude::SoloSession } else { Latitude::Bound(self.settings.tuning.latency_bound) }
     }
 
     fn measure_all(&self, judgement: &Judgement<'_, B>, started: Instant) -> Result<Vec<Candidate>, InferenceError> {
@@ -94,26 +125,22 @@ impl<B: Binding> Engine<B> {
             if self.is_closed() || started.elapsed() > BUDGET {
                 return;
             }
-            let fastest = candidates.iter().map(Candidate::single_ms).fold(f64::INFINITY, f64::min);
+            let fastest = candidates.iter().map(Candidate::singles_per_second).fold(0.0, f64::max);
             candidates.push(self.candidate(&plan, judgement, reference.as_deref(), fastest));
         };
         for provider in providers(&self.opener.context, &self.settings) {
             let first = first_plan(&self.settings, provider);
-            let precisions = match self.settings.precision {
-                Some(precision) => vec![precision],
-                None => provider.native_precisions().to_vec(),
-            };
-            for precision in precisions {
+            // The lowest is likely the fastest, and what is far slower than that need not be measured in full.
+            for precision in self.opener.precisions(&self.settings, provider).into_iter().rev() {
                 try_plan(&mut candidates, Plan { precision, ..first });
             }
         }
         // The best arithmetic, cut into more sessions of fewer threads.
-        let best = choose(&candidates, crate::config::Objective::Throughput, f64::INFINITY);
+        let best = choose(&candidates, Objective::Throughput, Latitude::Bound(f64::INFINITY));
         if let (Some(best), None, None) = (best, self.settings.instances, self.settings.threads) {
             let cores = usable_cores();
             let whole = Plan { max_batch_size: self.settings.batch_policy.max_batch_size, ..best };
-            for instances in std::iter::successors(Some(2), |instances| Some(instances * 2)).take_while(|&n| n <= cores)
-            {
+            for instances in batch_sizes(cores).into_iter().filter(|&instances| instances > 1) {
                 try_plan(&mut candidates, Plan { instances, threads: cores / instances, ..whole });
             }
         }
@@ -126,11 +153,11 @@ impl<B: Binding> Engine<B> {
         plan: &Plan,
         judgement: &Judgement<'_, B>,
         reference: Option<&[Vec<f32>]>,
-        fastest_ms: f64,
+        fastest: f64,
     ) -> Candidate {
         let mut candidate = Candidate::of(plan);
         let stopped = || self.is_closed();
-        match trial::measure(&self.opener, plan, &judgement.probe, &judgement.items, fastest_ms, &stopped) {
+        match trial::measure(&self.opener, plan, &judgement.probe, &judgement.items, fastest, &stopped) {
             Err(error) => candidate.ruled_out = Some(error.to_string()),
             Ok(Trial { answers, speeds }) => {
                 candidate.speeds = speeds;

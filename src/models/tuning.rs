@@ -60,7 +60,12 @@ impl Candidate {
 
     fn plan(&self, max_batch_size: usize) -> Plan {
         let Self { provider, precision, instances, threads, .. } = *self;
-        Plan { provider, precision, instances, threads, max_batch_size }
+        Plan { provider, precision, instances, threads, max_batch_size, solo_threads: None }
+    }
+
+    /// Items per second at the smallest batch.
+    pub(super) fn singles_per_second(&self) -> f64 {
+        self.speeds.first().map_or(0.0, |speed| speed.per_second)
     }
 
     /// The time of a run of the smallest batch, in milliseconds.
@@ -77,24 +82,61 @@ impl Candidate {
 /// Two figures that lie closer than this are taken for equal: the same one moves by as much between two measurements.
 const NOISE: f64 = 0.03;
 
+/// What sessions of several threads lose while a server also decodes: a run waits for its slowest thread, and decoding takes cores
+/// from under some of them. Measured over HTTP with 32 connections, one session of two threads did 8 to 12 % less than two of one,
+/// where by themselves they were equal.
+const CONTENTION: f64 = 0.08;
+
+/// A session of its own for lone items has to be this much faster with them to be worth its memory.
+const SOLO_GAIN: f64 = 0.1;
+
+/// What a choice for throughput may make of lone items.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Latitude {
+    /// They may take this many times the shortest.
+    Bound(f64),
+    /// They get a session of their own where that is faster.
+    SoloSession,
+}
+
 /// The plan to run, with the largest batch that pays; `None` if nothing could be measured.
 ///
-/// For throughput: the most items per second among the candidates whose single-item latency is within the bound. For latency:
-/// the lowest single-item latency. Of equals the first wins, and the smaller batch.
-pub(super) fn choose(candidates: &[Candidate], objective: Objective, latency_bound: f64) -> Option<Plan> {
+/// For throughput: the most items per second, within what `latitude` says of lone ones. For latency: the lowest single-item
+/// latency. Of equals the first wins, and the smaller batch.
+pub(super) fn choose(candidates: &[Candidate], objective: Objective, latitude: Latitude) -> Option<Plan> {
     let usable = || candidates.iter().filter(|candidate| candidate.ruled_out.is_none() && !candidate.speeds.is_empty());
     let fastest = usable().map(Candidate::single_ms).fold(f64::INFINITY, f64::min);
-    let best =
-        usable().filter(|candidate| candidate.single_ms() <= fastest * latency_bound).reduce(|best, other| {
-            let better = match objective {
-                Objective::Throughput => other.best_per_second() > best.best_per_second() * (1.0 + NOISE),
-                Objective::Latency => other.single_ms() < best.single_ms() * (1.0 - NOISE),
-            };
-            if better { other } else { best }
-        })?;
+    let bound = match latitude {
+        Latitude::Bound(bound) => bound,
+        Latitude::SoloSession => f64::INFINITY,
+    };
+    let throughput = |candidate: &Candidate| {
+        let loses = latitude == Latitude::SoloSession && candidate.threads > 1;
+        candidate.best_per_second() * if loses { 1.0 - CONTENTION } else { 1.0 }
+    };
+    let best = usable().filter(|candidate| candidate.single_ms() <= fastest * bound).reduce(|best, other| {
+        let better = match objective {
+            Objective::Throughput => throughput(other) > throughput(best) * (1.0 + NOISE),
+            Objective::Latency => other.single_ms() < best.single_ms() * (1.0 - NOISE),
+        };
+        if better { other } else { best }
+    })?;
     let enough = best.best_per_second() * (1.0 - NOISE);
     let batch = best.speeds.iter().find(|speed| speed.per_second >= enough)?;
-    Some(best.plan(batch.batch_size))
+    let plan = best.plan(batch.batch_size);
+    if objective == Objective::Latency || latitude != Latitude::SoloSession {
+        return Some(plan);
+    }
+    // Answers must not depend on the load, so only sessions with the same arithmetic come into question.
+    let same = usable().filter(|other| (other.provider, other.precision) == (best.provider, best.precision));
+    let solo = same.min_by(|a, b| a.single_ms().total_cmp(&b.single_ms()))?;
+    let gains = solo.single_ms() < best.single_ms() * (1.0 - SOLO_GAIN);
+    // One item is never too few for a batch of one.
+    let batch = best.speeds.iter().map(|speed| speed.batch_size).find(|&size| size >= batch.batch_size.max(2));
+    Some(match batch.filter(|_| gains) {
+        Some(max_batch_size) => Plan { max_batch_size, solo_threads: Some(solo.threads), ..plan },
+        None => plan,
+    })
 }
 
 /// Compares probabilities with those of f32, a row an item: the furthest that one moved, and why that is too far, if it is.
@@ -131,13 +173,13 @@ struct Kept {
 }
 
 impl TuningCache {
-    /// For the graph with the hash `sha256`, as `library` runs it on this machine with these settings.
-    pub(super) fn new(cache_dir: &Path, sha256: &str, library: &Path, settings: &ModelSettings) -> Self {
+    /// For the graph with the hash `sha256`, or several of those, as `library` runs it on this machine with these settings.
+    pub(super) fn new(cache_dir: &Path, sha256: &[String], library: &Path, settings: &ModelSettings) -> Self {
         let length = std::fs::metadata(library).map_or(0, |file| file.len());
         let cores = crate::config::usable_cores();
         let version = env!("CARGO_PKG_VERSION");
         let name = library.file_name().unwrap_or_default();
-        let key = format!("{version} {sha256} {name:?} {length} {} {cores} {settings:?}", processor());
+        let key = format!("{version} {sha256:?} {name:?} {length} {} {cores} {settings:?}", processor());
         let hash: String = Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect();
         Self(cache_dir.join("tuning").join(format!("{hash}.json")))
     }
@@ -184,6 +226,7 @@ mod tests {
             instances,
             threads: 1,
             max_batch_size: 8,
+            solo_threads: None,
         };
         Candidate { speeds: speeds.iter().map(speed).collect(), ..Candidate::of(&plan) }
     }
@@ -194,8 +237,9 @@ mod tests {
         let two = candidate(2, &[(1, 130.0, 15.0), (8, 160.0, 100.0)]);
         let three = candidate(3, &[(1, 150.0, 30.0), (8, 300.0, 80.0)]);
         let all = [one, two, three];
-        let choice =
-            |objective, bound| choose(&all, objective, bound).map(|plan| (plan.instances, plan.max_batch_size));
+        let choice = |objective, bound| {
+            choose(&all, objective, Latitude::Bound(bound)).map(|plan| (plan.instances, plan.max_batch_size))
+        };
         assert_eq!(choice(Objective::Throughput, 1.5), Some((2, 8)));
         assert_eq!(choice(Objective::Throughput, 3.0), Some((3, 8)));
         assert_eq!(choice(Objective::Throughput, 1.0), Some((1, 8)));
@@ -205,8 +249,32 @@ mod tests {
     #[test]
     fn differences_within_the_noise_change_nothing() {
         let all = [candidate(1, &[(1, 99.0, 10.0), (8, 100.0, 80.0)]), candidate(2, &[(1, 101.0, 9.9)])];
-        let plan = choose(&all, Objective::Throughput, 1.5).unwrap();
+        let plan = choose(&all, Objective::Throughput, Latitude::Bound(1.5)).unwrap();
         assert_eq!((plan.instances, plan.max_batch_size), (1, 1), "nor is a larger batch taken that does not pay");
+    }
+
+    fn with_threads(threads: usize, candidate: Candidate) -> Candidate {
+        Candidate { threads, ..candidate }
+    }
+
+    #[test]
+    fn lone_items_get_a_session_of_their_own_where_that_is_faster() {
+        let wide = with_threads(2, candidate(1, &[(1, 100.0, 10.0), (2, 101.0, 20.0)]));
+        let narrow = candidate(2, &[(1, 97.0, 20.0), (2, 98.0, 41.0)]);
+        let choice = |candidates: &[Candidate]| {
+            let plan = choose(candidates, Objective::Throughput, Latitude::SoloSession).unwrap();
+            (plan.instances, plan.max_batch_size, plan.solo_threads)
+        };
+        assert_eq!(choice(&[wide.clone(), narrow.clone()]), (2, 2, Some(2)), "equal but for what contention takes");
+        assert_eq!(choice(&[wide.clone()]), (1, 1, None), "it is its own");
+        let quick = candidate(2, &[(1, 97.0, 10.5), (2, 98.0, 21.0)]);
+        assert_eq!(choice(&[wide.clone(), quick]), (2, 1, None), "it gains too little");
+        let other = Candidate { precision: Precision::Bf16, ..wide.clone() };
+        assert_eq!(choice(&[other, narrow.clone()]), (2, 1, None), "its answers would be others");
+        let single = candidate(2, &[(1, 97.0, 20.0)]);
+        assert_eq!(choice(&[wide.clone(), single]), (2, 1, None), "one item is a full batch");
+        let slow = candidate(2, &[(1, 80.0, 25.0), (2, 85.0, 47.0)]);
+        assert_eq!(choice(&[wide, slow]), (1, 1, None));
     }
 
     #[test]
@@ -214,8 +282,8 @@ mod tests {
         let mut fast = candidate(2, &[(1, 900.0, 1.0)]);
         fast.ruled_out = Some("wrong answers".to_owned());
         let slow = candidate(1, &[(1, 10.0, 100.0)]);
-        assert_eq!(choose(&[fast.clone(), slow], Objective::Throughput, 1.5).unwrap().instances, 1);
-        assert_eq!(choose(&[fast, candidate(1, &[])], Objective::Throughput, 1.5), None);
+        assert_eq!(choose(&[fast.clone(), slow], Objective::Throughput, Latitude::Bound(1.5)).unwrap().instances, 1);
+        assert_eq!(choose(&[fast, candidate(1, &[])], Objective::Throughput, Latitude::Bound(1.5)), None);
     }
 
     #[test]
@@ -235,11 +303,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = Config::default().model_defaults;
         let cache = |settings: &ModelSettings, hash: &str| {
-            TuningCache::new(folder.path(), hash, Path::new("library"), settings)
+            TuningCache::new(folder.path(), &[hash.to_owned()], Path::new("library"), settings)
         };
         assert!(cache(&settings, "a").read().is_none());
         let candidates = vec![candidate(2, &[(1, 10.0, 100.0)])];
-        let plan = choose(&candidates, Objective::Throughput, 1.5).unwrap();
+        let plan = choose(&candidates, Objective::Throughput, Latitude::Bound(1.5)).unwrap();
         cache(&settings, "a").write(plan, &Tuning { cached: false, candidates: candidates.clone() });
         assert_eq!(cache(&settings, "a").read().unwrap(), (plan, Tuning { cached: true, candidates }));
         assert!(cache(&settings, "b").read().is_none());

@@ -1,5 +1,6 @@
 //! Bytes to pixels to tensor: image decoding and the steps of the Hugging Face image processors.
 
+mod buffer;
 mod classes;
 mod config;
 mod container;

@@ -5,6 +5,7 @@ use ndarray::Array3;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::buffer;
 use super::config::{ProcessorError, Settings, Size};
 use super::decode::{DecodeError, DecodeLimits, DecodeMode, decode_at_least};
 use super::kernel::Filter;
@@ -71,7 +72,9 @@ impl ImageProcessor {
             DecodeMode::Exact => size,
             DecodeMode::Fast => self.needed_size(size),
         })?;
-        Ok(self.process_reduced(&image.pixels, image.size))
+        let tensor = self.process_reduced(&image.pixels, image.size);
+        buffer::give_back(image.pixels.into_raw());
+        Ok(tensor)
     }
 
     /// The size at which an image of this size is worth decoding, both (width, height): twice what it is resized to

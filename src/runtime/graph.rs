@@ -1,15 +1,17 @@
 //! A graph and the session that computes it: opened on a provider, checked, run on batches.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use half::f16;
-use ndarray::{Array2, ArrayD, ArrayViewD};
+use ndarray::{Array2, ArrayViewD, CowArray, IxDyn};
 use ort::ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProviderDispatch};
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-use ort::session::{Session, SessionInputValue, SessionOutputs};
-use ort::value::{DynValue, Outlet, TensorElementType};
+use ort::session::{Session, SessionInputValue};
+use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
 
 use super::assignment::{RECORD_KEY, nodes_by_provider};
+use super::shared_session::SharedSession;
 use super::{ExecutionProvider, Runtime, RuntimeError, SessionOptions};
 
 /// An input or output as the graph declares it.
@@ -23,16 +25,17 @@ pub struct TensorSpec {
     pub shape: Vec<Option<usize>>,
 }
 
-/// A batch for one input. Converted to the graph's element type at its edge.
+/// A batch for one input, in standard layout. Converted to the graph's element type at its edge; what needs no conversion is
+/// read where it lies.
 #[derive(Debug, Clone)]
-pub enum Tensor {
+pub enum Tensor<'a> {
     /// Pixels.
-    F32(ArrayD<f32>),
+    F32(CowArray<'a, f32, IxDyn>),
     /// Tokens.
-    I64(ArrayD<i64>),
+    I64(CowArray<'a, i64, IxDyn>),
 }
 
-impl Tensor {
+impl Tensor<'_> {
     /// Its dimensions.
     pub fn shape(&self) -> &[usize] {
         match self {
@@ -40,11 +43,20 @@ impl Tensor {
             Self::I64(array) => array.shape(),
         }
     }
+
+    /// The same values, without a copy.
+    pub fn view(&self) -> Tensor<'_> {
+        match self {
+            Self::F32(array) => Tensor::F32(array.view().into()),
+            Self::I64(array) => Tensor::I64(array.view().into()),
+        }
+    }
 }
 
-/// A session on a graph. `run` takes it whole, so each worker owns one.
+/// A session on a graph. A clone shares it; there are no more runs at once than the session was opened for.
+#[derive(Clone)]
 pub struct Graph {
-    session: Session,
+    session: Arc<SharedSession>,
     inputs: Vec<TensorSpec>,
     outputs: Vec<TensorSpec>,
     nodes: usize,
@@ -89,7 +101,7 @@ impl Graph {
         Ok(Self {
             inputs: specs(session.inputs(), path)?,
             outputs: specs(session.outputs(), path)?,
-            session,
+            session: Arc::new(SharedSession::new(session)),
             nodes,
             nodes_elsewhere: nodes - own,
         })
@@ -128,18 +140,18 @@ impl Graph {
     ///
     /// # Errors
     /// [`RuntimeError::Run`].
-    pub fn run(&mut self, inputs: Vec<(&str, Tensor)>, output: &str) -> Result<Array2<f32>, RuntimeError> {
+    pub fn run(&self, inputs: &[(&str, Tensor<'_>)], output: &str) -> Result<Array2<f32>, RuntimeError> {
         let values = inputs
-            .into_iter()
+            .iter()
             .map(|(name, tensor)| {
-                let declared = self.inputs.iter().find(|spec| spec.name == name);
+                let declared = self.inputs.iter().find(|spec| spec.name == *name);
                 let element_type = declared.map_or(TensorElementType::Float32, |spec| spec.element_type);
-                Ok((name.to_owned().into(), SessionInputValue::from(to_value(tensor, element_type)?)))
+                Ok((*name, to_value(tensor, element_type)?))
             })
-            .collect::<Result<Vec<(std::borrow::Cow<'_, str>, _)>, ort::Error>>()
+            .collect::<Result<Vec<_>, ort::Error>>()
             .map_err(run_error)?;
-        let outputs = self.session.run(values).map_err(run_error)?;
-        rows(&outputs, output)
+        let value = self.session.run(&values, output).map_err(run_error)?;
+        rows(&value, output)
     }
 }
 
@@ -160,6 +172,9 @@ fn session_builder(runtime: &Runtime, options: &SessionOptions) -> Result<Sessio
         // Idle threads that spin take the cores that decoding needs.
         .with_intra_op_spinning(false)?
         .with_config_entry(RECORD_KEY, "1")?;
+    let builder = options.dimensions.iter().try_fold(builder, |builder, (name, size)| {
+        builder.with_dimension_override(name, i64::try_from(*size).unwrap_or(i64::MAX))
+    })?;
     Ok(builder.with_execution_providers(dispatch(options))?)
 }
 
@@ -197,22 +212,19 @@ fn specs(outlets: &[Outlet], path: &Path) -> Result<Vec<TensorSpec>, RuntimeErro
     outlets.iter().map(spec).collect()
 }
 
-fn to_value(tensor: Tensor, element_type: TensorElementType) -> Result<DynValue, ort::Error> {
+fn to_value<'a>(tensor: &'a Tensor<'_>, element_type: TensorElementType) -> Result<SessionInputValue<'a>, ort::Error> {
     use ort::value::Tensor as OrtTensor;
     Ok(match (tensor, element_type) {
-        (Tensor::F32(array), TensorElementType::Float16) => {
-            OrtTensor::from_array(array.mapv(f16::from_f32))?.into_dyn()
-        }
-        (Tensor::F32(array), _) => OrtTensor::from_array(array)?.into_dyn(),
+        (Tensor::F32(array), TensorElementType::Float16) => OrtTensor::from_array(array.mapv(f16::from_f32))?.into(),
+        (Tensor::F32(array), _) => TensorRef::from_array_view(array)?.into(),
         // Token ids are far below 2³¹.
-        (Tensor::I64(array), TensorElementType::Int32) => OrtTensor::from_array(array.mapv(|id| id as i32))?.into_dyn(),
-        (Tensor::I64(array), _) => OrtTensor::from_array(array)?.into_dyn(),
+        (Tensor::I64(array), TensorElementType::Int32) => OrtTensor::from_array(array.mapv(|id| id as i32))?.into(),
+        (Tensor::I64(array), _) => TensorRef::from_array_view(array)?.into(),
     })
 }
 
 /// The output called `name` as one row of f32 per item.
-fn rows(outputs: &SessionOutputs<'_>, name: &str) -> Result<Array2<f32>, RuntimeError> {
-    let value = outputs.get(name).ok_or_else(|| RuntimeError::Run(format!("the graph gave no output '{name}'")))?;
+fn rows(value: &DynValue, name: &str) -> Result<Array2<f32>, RuntimeError> {
     let array = match value.try_extract_array::<f32>() {
         Ok(array) => array.to_owned(),
         Err(_) => {

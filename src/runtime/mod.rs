@@ -6,10 +6,11 @@ mod library;
 mod memory;
 mod onnx_file;
 mod provider;
+mod shared_session;
 
 pub use graph::{Graph, Tensor, TensorSpec};
 pub use library::Runtime;
-pub use memory::give_back_freed_memory;
+pub use memory::{give_back_freed_memory, set_up_allocator};
 pub use onnx_file::OnnxFile;
 pub use provider::{ExecutionProvider, Precision, SessionOptions};
 

@@ -1,6 +1,6 @@
-//! What an ONNX file says of its weights, read without loading them: their element types, and where they lie.
+//! What an ONNX file says of its weights and inputs, read without loading it: element types, where they lie, names of dimensions.
 //!
-//! The format is `onnx.proto3` of ONNX; only the fields on the way to a tensor's type, size and place are read.
+//! The format is `onnx.proto3` of ONNX; only the fields on the way to these are read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -9,13 +9,15 @@ use std::path::{Component, Path, PathBuf};
 
 use super::RuntimeError;
 
-/// The weights of a graph.
+/// The weights and the open dimensions of a graph.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OnnxFile {
     /// How many values are stored in each element type, by ONNX's name of it in lower case (`float`, `float16`, `int8`, …).
     pub parameters: BTreeMap<&'static str, u64>,
     /// Files beside the graph that hold weights, relative to its folder.
     pub external_data: BTreeSet<PathBuf>,
+    /// The inputs that leave a dimension open under a name: for each of its dimensions that name, or `None`.
+    pub open_inputs: Vec<Vec<Option<String>>>,
 }
 
 impl OnnxFile {
@@ -67,6 +69,9 @@ fn element_type(number: u64) -> &'static str {
         _ => "other",
     }
 }
+
+/// `ValueInfoProto.type`, `TypeProto.tensor_type`, `Tensor.shape`, `TensorShapeProto.dim`.
+const INPUT_TO_DIMENSIONS: &[u64] = &[2, 1, 2, 1];
 
 /// What is left of a protobuf message.
 struct Message<'r> {
@@ -152,11 +157,49 @@ impl Message<'_> {
         if has_graph { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
     }
 
-    /// `GraphProto`: its initializers. Weights inside nodes (`Constant`) are few and small in exports.
+    /// `GraphProto`: its initializers and inputs. Weights inside nodes (`Constant`) are few and small in exports.
     fn graph(mut self, found: &mut OnnxFile) -> io::Result<()> {
         self.fields(|message, number, value| match (number, value) {
             (5, &Value::Bytes(length)) => message.nested(length, |tensor| tensor.tensor(found)).map(|()| true),
+            (11, &Value::Bytes(length)) => {
+                let mut dimensions = Vec::new();
+                message.nested(length, |input| input.dimensions(INPUT_TO_DIMENSIONS, &mut dimensions))?;
+                if dimensions.iter().any(Option::is_some) {
+                    found.open_inputs.push(dimensions);
+                }
+                Ok(true)
+            }
             _ => Ok(false),
+        })
+    }
+
+    /// Follows the nested fields `path` from a `ValueInfoProto` to the dimensions of its shape, and reads their names.
+    fn dimensions(mut self, path: &[u64], found: &mut Vec<Option<String>>) -> io::Result<()> {
+        let Some((field, rest)) = path.split_first() else {
+            let mut name = None;
+            self.fields(|message, number, value| match (number, value) {
+                (2, &Value::Bytes(length)) => {
+                    name = Some(message.text(length)?).filter(|name| !name.is_empty());
+                    Ok(true)
+                }
+                _ => Ok(false),
+            })?;
+            found.push(name);
+            return Ok(());
+        };
+        self.fields(|message, number, value| match value {
+            &Value::Bytes(length) if number == *field => {
+                message.nested(length, |inner| inner.dimensions(rest, found)).map(|()| true)
+            }
+            _ => Ok(false),
+        })
+    }
+
+    fn text(&mut self, length: u64) -> io::Result<String> {
+        self.nested(length, |text| {
+            let mut bytes = Vec::new();
+            text.reader.take(length).read_to_end(&mut bytes)?;
+            String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
         })
     }
 
@@ -187,17 +230,16 @@ impl Message<'_> {
 
     /// `StringStringEntryProto`: a key and its value.
     fn external_data(mut self, found: &mut OnnxFile) -> io::Result<()> {
-        let (mut key, mut text) = (Vec::new(), Vec::new());
+        let (mut key, mut text) = (String::new(), String::new());
         self.fields(|message, number, value| match (number, value) {
-            (1 | 2, &Value::Bytes(length)) => message.nested(length, |string| {
-                let target = if number == 1 { &mut key } else { &mut text };
-                string.reader.take(length).read_to_end(target).map(|_| true)
-            }),
+            (1 | 2, &Value::Bytes(length)) => {
+                *(if number == 1 { &mut key } else { &mut text }) = message.text(length)?;
+                Ok(true)
+            }
             _ => Ok(false),
         })?;
-        if key == b"location" {
-            let location = String::from_utf8(text).map_err(|_| io::ErrorKind::InvalidData)?;
-            found.external_data.insert(PathBuf::from(location));
+        if key == "location" {
+            found.external_data.insert(PathBuf::from(text));
         }
         Ok(())
     }
@@ -217,6 +259,14 @@ mod tests {
         assert!(plain.parameters["float"] > 0 && plain.external_data.is_empty(), "{plain:?}");
         let half = OnnxFile::read(&fixture("tiny-fp16").join("model.onnx")).unwrap();
         assert!(half.parameters["float16"] > 0 && !half.parameters.contains_key("float"), "{half:?}");
+    }
+
+    #[test]
+    fn open_dimensions_are_told_by_their_names() {
+        let open = |model: &str| OnnxFile::read(&fixture(model).join("model.onnx")).unwrap().open_inputs;
+        let names = [Some("batch"), None, Some("height"), Some("width")].map(|name| name.map(str::to_owned));
+        assert_eq!(open("tiny-classifier"), [names]);
+        assert!(open("tiny-fixed-batch").is_empty());
     }
 
     #[test]

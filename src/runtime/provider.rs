@@ -19,7 +19,7 @@ pub enum ExecutionProvider {
     TensorRt,
 }
 
-/// The arithmetic inside a graph. Inputs and outputs are f32 all the same.
+/// The arithmetic inside a graph. Inputs and outputs are floating-point all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -29,6 +29,8 @@ pub enum Precision {
     Bf16,
     /// 11 bits of mantissa, small range.
     F16,
+    /// 8-bit integers where the graph was quantised, which is a graph of its own, and floating point elsewhere.
+    Int8,
 }
 
 impl ExecutionProvider {
@@ -72,7 +74,10 @@ impl ExecutionProvider {
     /// Why `precision` cannot be had from this provider, if it cannot.
     pub fn refuses(self, precision: Precision) -> Option<&'static str> {
         match (self, precision) {
-            (_, Precision::F32) | (Self::OpenVino, Precision::Bf16) | (Self::TensorRt, _) => None,
+            (_, Precision::F32) | (Self::OpenVino, Precision::Bf16) => None,
+            (Self::Cpu | Self::OpenVino, Precision::Int8) => None,
+            (Self::Cuda | Self::TensorRt, Precision::Int8) => Some("int8 graphs are for CPUs"),
+            (Self::TensorRt, _) => None,
             (Self::Cpu, _) => Some("the cpu provider computes in f32; openvino offers bf16"),
             (Self::OpenVino, Precision::F16) => Some("openvino on a CPU offers f32 and bf16"),
             (Self::Cuda, _) => {
@@ -84,7 +89,10 @@ impl ExecutionProvider {
 
 impl Precision {
     /// All, in the order in which a help text names them.
-    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::F16];
+    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::F16, Self::Int8];
+
+    /// Those that any graph can be asked for; int8 takes a graph that was made for it.
+    pub const OF_ANY_GRAPH: [Self; 3] = [Self::F32, Self::Bf16, Self::F16];
 
     /// The name in settings and answers.
     pub fn name(self) -> &'static str {
@@ -92,6 +100,7 @@ impl Precision {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
+            Self::Int8 => "int8",
         }
     }
 
@@ -116,8 +125,13 @@ pub struct SessionOptions {
     pub provider: ExecutionProvider,
     /// In which arithmetic.
     pub precision: Precision,
-    /// Inference threads of this session.
+    /// Inference threads of each run.
     pub threads: usize,
+    /// Runs that go on at once, in threads of their own. More than 1 only where [`Self::shares_sessions`] says so.
+    pub parallel_runs: usize,
+    /// Sizes for dimensions that the graph leaves open under a name. A graph without open dimensions is compiled better and
+    /// takes less memory.
+    pub dimensions: Vec<(String, usize)>,
     /// Which GPU.
     pub device_id: u32,
     /// Largest first dimension of any input; with [`Self::input_shapes`] it bounds TensorRT's shape profile.
@@ -129,12 +143,25 @@ pub struct SessionOptions {
 }
 
 impl SessionOptions {
+    /// May several threads run one session at once, so that its weights are there but once? ONNX Runtime allows it throughout,
+    /// but only providers on the CPU have been seen to keep to that.
+    pub fn shares_sessions(provider: ExecutionProvider, threads: usize) -> bool {
+        match provider {
+            ExecutionProvider::OpenVino => true,
+            // With one thread, a run stays in the thread that asks for it; several would be shared by all runs.
+            ExecutionProvider::Cpu => threads == 1,
+            ExecutionProvider::Cuda | ExecutionProvider::TensorRt => false,
+        }
+    }
+
     /// The provider's own options, by its own keys.
     pub(super) fn provider_options(&self) -> Vec<(&'static str, String)> {
         match self.provider {
             ExecutionProvider::Cpu => Vec::new(),
             ExecutionProvider::OpenVino => {
-                vec![("device_type", "CPU".to_owned()), ("load_config", self.openvino_config())]
+                // By this name the provider knows how many requests to keep; threads are told by the configuration.
+                let requests = ("num_of_threads", self.parallel_runs.to_string());
+                vec![("device_type", "CPU".to_owned()), requests, ("load_config", self.openvino_config())]
             }
             ExecutionProvider::Cuda => vec![
                 ("device_id", self.device_id.to_string()),
@@ -150,10 +177,15 @@ impl SessionOptions {
     /// OpenVINO's properties as JSON. Pinning is off because it leaves cores idle when several sessions pin to the same
     /// ones, and fails under cpusets.
     fn openvino_config(&self) -> String {
+        let floating_point = match self.precision {
+            Precision::Int8 if cpu_computes_bf16() => Precision::Bf16,
+            Precision::Int8 => Precision::F32,
+            precision => precision,
+        };
         serde_json::json!({"CPU": {
-            "INFERENCE_PRECISION_HINT": self.precision.name(),
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": self.threads.to_string(),
+            "INFERENCE_PRECISION_HINT": floating_point.name(),
+            "NUM_STREAMS": self.parallel_runs.to_string(),
+            "INFERENCE_NUM_THREADS": (self.threads * self.parallel_runs).to_string(),
             "ENABLE_CPU_PINNING": "NO",
         }})
         .to_string()
@@ -194,6 +226,8 @@ mod tests {
             provider,
             precision,
             threads: 2,
+            parallel_runs: 1,
+            dimensions: Vec::new(),
             device_id: 1,
             max_batch_size: 8,
             input_shapes: vec![("pixel_values".to_owned(), vec![3, 224, 224], vec![3, 224, 224])],
@@ -214,6 +248,19 @@ mod tests {
         assert_eq!(config["CPU"]["INFERENCE_PRECISION_HINT"], "bf16");
         assert_eq!(config["CPU"]["INFERENCE_NUM_THREADS"], "2");
         assert_eq!(config["CPU"]["ENABLE_CPU_PINNING"], "NO");
+    }
+
+    #[test]
+    fn openvino_is_told_how_many_runs_go_on_at_once() {
+        let options = SessionOptions { parallel_runs: 3, ..options(ExecutionProvider::OpenVino, Precision::Int8) };
+        assert_eq!(value(&options, "num_of_threads"), "3");
+        let config: serde_json::Value = serde_json::from_str(&value(&options, "load_config")).unwrap();
+        assert_eq!(
+            (&config["CPU"]["NUM_STREAMS"], &config["CPU"]["INFERENCE_NUM_THREADS"]),
+            (&"3".into(), &"6".into())
+        );
+        let floating_point = config["CPU"]["INFERENCE_PRECISION_HINT"].as_str().unwrap();
+        assert!(["bf16", "f32"].contains(&floating_point), "what was not quantised is not int8: {floating_point}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use image::RgbImage;
 use turbojpeg::{Colorspace, DecompressHeader, Decompressor, Error, Image, PixelFormat, ScalingFactor};
 
 use super::{FORMAT, JpegDecoder, START_OF_SCAN, is_frame, next_marker, next_segment, stands_alone};
+use crate::preprocess::buffer;
 use crate::preprocess::container::Outline;
 use crate::preprocess::decode::{DecodeError, corrupt, unsupported};
 
@@ -50,7 +51,7 @@ fn decode_with(
     let inks = matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK);
     let format = if inks { PixelFormat::CMYK } else { PixelFormat::RGB };
     let pitch = width * format.size();
-    let mut pixels = vec![0; pitch * height];
+    let mut pixels = buffer::take(pitch * height);
     let image = Image { pixels: pixels.as_mut_slice(), width, pitch, height, format };
     match decompressor.decompress(bytes, image) {
         // The wrapper takes warnings for errors, but the pixels are there.

@@ -96,6 +96,12 @@ pub const KEYS: &[Key] = &[
     ),
     model_key("threads", "N", "", "Inference threads of each; by default the usable cores divided by the instances."),
     model_key(
+        "solo_threads",
+        "N",
+        "",
+        "Threads of a further session that runs single items while fewer than max_batch_size wait; by default none, or what tuning finds better.",
+    ),
+    model_key(
         "tune",
         "NAME",
         "throughput",

@@ -75,6 +75,8 @@ pub struct ModelSettings {
     pub instances: Option<usize>,
     /// Inference threads per session; `None`: the usable cores divided by the sessions.
     pub threads: Option<usize>,
+    /// Threads of a further session for single items; `None`: the server chooses whether there is one.
+    pub solo_threads: Option<usize>,
     /// What is looked for by measuring where a setting is left open.
     pub tuning: TuningSettings,
 }
@@ -262,6 +264,7 @@ impl ModelSettings {
             max_queue_size: reader.at_least_one("max_queue_size"),
             instances: reader.optional_at_least_one("instances"),
             threads: reader.optional_at_least_one("threads"),
+            solo_threads: reader.optional_at_least_one("solo_threads"),
             tuning: TuningSettings {
                 objective: reader.parsed("tune", |text| match text {
                     "off" => Ok(None),

@@ -9,7 +9,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::image_encoder::{ImageBinding, ImageEncoder};
-use super::opener::{Opener, Plan, Use, providers};
+use super::opener::{BatchSizes, GraphModel, Opener, Plan, Use, providers};
 use super::trial::{batch_sizes, timed_runs};
 use super::tuning::{Latitude, choose};
 use super::{GraphInfo, LoadError, LoadedModel, PredictError};
@@ -298,15 +298,16 @@ fn inference_costs(
     request: &BenchRequest,
 ) -> Result<Vec<InferenceCost>, LoadError> {
     let plan = way.plan(request.max_batch_size);
-    let sizes = batch_sizes(request.max_batch_size);
-    let mut sessions = opener.open(&plan, &Use { sizes, ..Use::of(&plan, Role::Any) })?;
-    let sizes = sessions.first().map(|session| session.batch_sizes.clone()).unwrap_or_default();
+    let mut sessions = opener.open(&plan, &Use { sizes: BatchSizes::First(1), ..Use::of(&plan, Role::Any) })?;
+    let fixed = sessions.first().and_then(|session| session.model.fixed_batch_size());
+    let sizes = fixed.map_or_else(|| batch_sizes(request.max_batch_size), |size| vec![size]);
     let cost = |batch_size| {
         let batch: Vec<ImageTensor> = tensors.iter().cycle().take(batch_size).cloned().collect();
+        let run = |model: &mut GraphModel<ImageBinding>| model.run(&batch).map(drop).map_err(LoadError::System);
+        // The first of a size is slow.
+        timed_runs(&mut sessions, (Duration::ZERO, 1), run)?;
         let cpu = cpu_time(ClockId::ProcessCPUTime);
-        let timed = timed_runs(&mut sessions, (request.time, LEAST_RUNS), |model| {
-            model.run(&batch).map(drop).map_err(LoadError::System)
-        })?;
+        let timed = timed_runs(&mut sessions, (request.time, LEAST_RUNS), run)?;
         let cpu = cpu_time(ClockId::ProcessCPUTime).saturating_sub(cpu);
         let per_second = timed.iter().map(|session| session.per_second() * batch_size as f64).sum();
         let mut runs: Vec<Duration> = timed.into_iter().flat_map(|session| session.runs).collect();

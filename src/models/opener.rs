@@ -77,6 +77,11 @@ impl<B: Binding> GraphModel<B> {
         self.graph.run(&self.binding.stack(batch), &self.output)
     }
 
+    /// The batch size that the graph insists on, if it does.
+    pub(super) fn fixed_batch_size(&self) -> Option<usize> {
+        self.binding.fixed_batch_size()
+    }
+
     /// Runs a batch of `size` samples, and checks that it gives as many answers. Returns the length of one.
     pub(super) fn run_samples(&mut self, size: usize) -> Result<usize, RuntimeError> {
         let mut width = 0;
@@ -144,16 +149,42 @@ pub(super) struct Use {
     /// Inference threads of each.
     pub(super) threads: usize,
     /// The batch sizes that they will be given.
-    pub(super) sizes: Vec<usize>,
+    pub(super) sizes: BatchSizes,
+}
+
+/// Batch sizes that a session runs first, so that none is slow the first time.
+#[derive(Clone, Copy)]
+pub(super) enum BatchSizes {
+    /// It is opened for this one alone.
+    Only(usize),
+    /// All up to this.
+    UpTo(usize),
+    /// It will be given any, and runs just this one first.
+    First(usize),
+}
+
+impl BatchSizes {
+    fn to_run(self) -> Vec<usize> {
+        match self {
+            Self::Only(size) | Self::First(size) => vec![size],
+            Self::UpTo(largest) => (1..=largest).collect(),
+        }
+    }
 }
 
 impl Use {
     /// That of the workers of a role in `plan`.
     pub(super) fn of(plan: &Plan, role: Role) -> Self {
         match role {
-            Role::Any => Self { sizes: (1..=plan.max_batch_size).collect(), ..Self::of(plan, Role::Full) },
-            Role::Full => Self { count: plan.instances, threads: plan.threads, sizes: vec![plan.max_batch_size] },
-            Role::Solo => Self { count: 1, threads: plan.solo_threads.unwrap_or(plan.threads), sizes: vec![1] },
+            Role::Any => Self { sizes: BatchSizes::UpTo(plan.max_batch_size), ..Self::of(plan, Role::Full) },
+            Role::Full => {
+                let sizes = BatchSizes::Only(plan.max_batch_size);
+                Self { count: plan.instances, threads: plan.threads, sizes }
+            }
+            Role::Solo => {
+                let threads = plan.solo_threads.unwrap_or(plan.threads);
+                Self { count: 1, threads, sizes: BatchSizes::Only(1) }
+            }
         }
     }
 }
@@ -173,9 +204,9 @@ impl<B: Binding> Opener<B> {
     /// insists on, so that none is slow the first time. They share one where the provider lets them.
     pub(super) fn open(&self, plan: &Plan, wanted: &Use) -> Result<Vec<Warmed<B>>, LoadError> {
         let open = |parallel_runs| {
-            let fixed = self.dimensions(match wanted.sizes[..] {
-                [only] => Some(only),
-                _ => None,
+            let fixed = self.dimensions(match wanted.sizes {
+                BatchSizes::Only(size) => Some(size),
+                BatchSizes::UpTo(_) | BatchSizes::First(_) => None,
             });
             match self.open_one(plan, wanted, parallel_runs, fixed.clone()) {
                 Err(error) if !fixed.is_empty() => {
@@ -215,7 +246,7 @@ impl<B: Binding> Opener<B> {
     fn warm(&self, models: &mut [GraphModel<B>], wanted: &Use) -> Result<Vec<Warmed<B>>, LoadError> {
         let start = Barrier::new(models.len());
         let warm = |model: &mut GraphModel<B>| {
-            let batch_sizes = model.binding.fixed_batch_size().map_or_else(|| wanted.sizes.clone(), |size| vec![size]);
+            let batch_sizes = model.binding.fixed_batch_size().map_or_else(|| wanted.sizes.to_run(), |size| vec![size]);
             let mut output_width = Ok(0);
             for &size in &batch_sizes {
                 start.wait();
@@ -319,7 +350,7 @@ pub(super) fn first_plan(settings: &ModelSettings, provider: ExecutionProvider) 
         instances,
         threads: settings.threads_for(instances),
         max_batch_size: settings.batch_policy.max_batch_size,
-        solo_threads: None,
+        solo_threads: settings.solo_threads,
     }
 }
 

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::image_encoder::ImageBinding;
-use super::opener::{Binding, Files, GraphModel, Opener, Plan, Use, Warmed};
+use super::opener::{BatchSizes, Binding, Files, GraphModel, Opener, Plan, Use, Warmed};
 use super::probe::{self, Probe};
 use super::text_encoder::TokenBinding;
 use super::tuning::Speed;
 use super::{LoadContext, LoadError};
 use crate::batching::Role;
 use crate::preprocess::{DecodeLimits, ImageProcessor};
-use crate::runtime::{ExecutionProvider, Runtime};
+use crate::runtime::{ExecutionProvider, Precision, Runtime};
 use crate::telemetry::Metrics;
 
 /// How long one batch size is measured, and the runs that it takes at least.
@@ -155,12 +155,12 @@ fn carry_out(request: Request) -> Result<Trial, LoadError> {
 
 /// Opens the plan's sessions, asks for the probe's answers and runs every batch size for a while.
 fn perform<B: Binding>(opener: &Opener<B>, plan: &Plan, items: &[B::Item], fastest: f64) -> Result<Trial, LoadError> {
-    let mut sessions =
-        opener.open(plan, &Use { sizes: batch_sizes(plan.max_batch_size), ..Use::of(plan, Role::Any) })?;
+    let mut sessions = opener.open(plan, &Use { sizes: BatchSizes::First(1), ..Use::of(plan, Role::Any) })?;
     let mut trial = Trial { answers: Vec::new(), speeds: Vec::new() };
     let Some(session) = sessions.first_mut() else { return Ok(trial) };
-    let sizes = session.batch_sizes.clone();
-    for item in items {
+    let sizes = session.model.fixed_batch_size().map_or_else(|| batch_sizes(plan.max_batch_size), |size| vec![size]);
+    // The reference is not compared with itself.
+    for item in items.iter().filter(|_| plan.precision != Precision::F32) {
         trial.answers.push(session.model.rows(std::slice::from_ref(item))?.row(0).to_vec());
     }
     for size in sizes {
@@ -180,6 +180,8 @@ pub(super) fn batch_sizes(max: usize) -> Vec<usize> {
 
 /// Runs batches of `size` in all sessions at once.
 fn measure_size<B: Binding>(sessions: &mut [Warmed<B>], size: usize) -> Result<Speed, LoadError> {
+    // The first of a size is slow.
+    timed_runs(sessions, (Duration::ZERO, 1), |model| Ok(model.run_samples(size).map(drop)?))?;
     let timed = timed_runs(sessions, MEASURED, |model| Ok(model.run_samples(size).map(drop)?))?;
     let per_second = timed.iter().map(|session| session.per_second() * size as f64).sum();
     let fastest = timed.iter().flat_map(|session| &session.runs).min().copied().unwrap_or_default();
@@ -261,7 +263,7 @@ mod tests {
             device_id: 0,
             plan: Plan {
                 provider: ExecutionProvider::Cpu,
-                precision: crate::runtime::Precision::F32,
+                precision: Precision::F32,
                 instances: 1,
                 threads: 1,
                 max_batch_size: 1,

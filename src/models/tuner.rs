@@ -13,7 +13,7 @@ use crate::config::{Objective, usable_cores};
 use crate::runtime::Precision;
 
 /// No new candidate is tried after this.
-const BUDGET: Duration = Duration::from_secs(12);
+const BUDGET: Duration = Duration::from_secs(20);
 
 /// How long an earlier crew's last batch is waited for before sessions are opened that should find its memory free.
 const LAST_BATCH: Duration = Duration::from_secs(2);
@@ -74,7 +74,8 @@ impl<B: Binding> Engine<B> {
                 "measured"
             );
         }
-        let Some(plan) = choose(&candidates, objective, self.latitude()) else { return };
+        let Some(mut plan) = choose(&candidates, objective, self.latitude()) else { return };
+        plan.solo_threads = self.settings.solo_threads.or(plan.solo_threads);
         let tuning = Tuning { cached: false, candidates };
         self.cache.write(plan, &tuning);
         let reason = format!("auto: best of {} measured", tuning.candidates.len());
@@ -110,8 +111,10 @@ impl<B: Binding> Engine<B> {
 
     /// What a choice may make of lone items.
     pub(super) fn latitude(&self) -> Latitude {
-        let may_solo = self.opener.can_fix_batch_size() && self.settings.instances.is_none();
-        if may_solo { Latitude::SoloSession } else { Latitude::Bound(self.settings.tuning.latency_bound) }
+        let settings = &self.settings;
+        let left_open = settings.instances.is_none() && settings.solo_threads.is_none();
+        let may_solo = left_open && self.opener.can_fix_batch_size();
+        if may_solo { Latitude::SoloSession } else { Latitude::Bound(settings.tuning.latency_bound) }
     }
 
     fn measure_all(&self, judgement: &Judgement<'_, B>, started: Instant) -> Result<Vec<Candidate>, InferenceError> {
@@ -132,7 +135,13 @@ impl<B: Binding> Engine<B> {
             let first = first_plan(&self.settings, provider);
             // The lowest is likely the fastest, and what is far slower than that need not be measured in full.
             for precision in self.opener.precisions(&self.settings, provider).into_iter().rev() {
-                try_plan(&mut candidates, Plan { precision, ..first });
+                // In a lower precision that it computes natively, the same provider is faster.
+                let has_faster = candidates.iter().any(|other: &Candidate| {
+                    other.provider == provider && is_native_half(other.precision) && other.ruled_out.is_none()
+                });
+                if precision != Precision::F32 || !has_faster {
+                    try_plan(&mut candidates, Plan { precision, solo_threads: None, ..first });
+                }
             }
         }
         // The best arithmetic, cut into more sessions of fewer threads.
@@ -170,4 +179,9 @@ impl<B: Binding> Engine<B> {
         }
         candidate
     }
+}
+
+/// 16-bit floating point, which is measured only where the hardware computes it.
+fn is_native_half(precision: Precision) -> bool {
+    matches!(precision, Precision::Bf16 | Precision::F16)
 }

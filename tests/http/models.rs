@@ -5,9 +5,10 @@ use std::sync::mpsc;
 use ocelli::models::ModelState;
 use ocelli::preprocess::JPEG_DECODER;
 use ocelli::runtime::{ExecutionProvider, Precision};
+use reqwest::blocking::multipart::{Form, Part};
 use serde_json::json;
 
-use crate::harness::{BLUE, GREEN, PATIENCE, RED, Server, config, models_dir, picture, providers};
+use crate::harness::{Answer, BLUE, GREEN, PATIENCE, RED, Server, config, models_dir, picture, providers};
 
 #[test]
 fn a_model_tells_how_it_is_really_run() {
@@ -114,6 +115,45 @@ fn several_instances_share_one_queue() {
             scope.spawn(|| server.assert_serves());
         }
     });
+}
+
+#[test]
+fn single_images_and_full_batches_have_sessions_of_their_own() {
+    for models in [["tiny-classifier"], ["tiny-fixed-batch"]] {
+        let server = Server::start_with(&models, |config| {
+            let model = &mut config.model_defaults;
+            (model.instances, model.solo_threads, model.batch_policy.max_batch_size) = (Some(2), Some(1), 3);
+        });
+        let graph = server.get_json(&format!("/v1/models/{}", models[0])).json["graphs"][0].clone();
+        assert_eq!((&graph["instances"], &graph["solo_threads"]), (&json!(2), &json!(1)));
+        if models == ["tiny-classifier"] {
+            assert_eq!(graph["batch_sizes_warmed"], json!([1, 3]));
+        }
+        server.assert_serves();
+        // Seven images are two full batches and one that is left over, in whichever order they come.
+        let colours = [
+            (RED, "red"),
+            (GREEN, "green"),
+            (BLUE, "blue"),
+            (RED, "red"),
+            (RED, "red"),
+            (BLUE, "blue"),
+            (GREEN, "green"),
+        ];
+        let form = colours.iter().fold(Form::new(), |form, &(colour, _)| {
+            form.part("image", Part::bytes(picture(colour)).file_name("a.png"))
+        });
+        let answer = Answer::of(server.post("/v1/classify").multipart(form));
+        let labels: Vec<_> =
+            answer.json["results"].as_array().unwrap().iter().map(|r| r["predictions"][0]["label"].clone()).collect();
+        assert_eq!(labels, colours.map(|(_, label)| json!(label)));
+        std::thread::scope(|scope| {
+            for (colour, label) in colours {
+                let server = &server;
+                scope.spawn(move || assert_eq!(server.post_image("/v1/classify", picture(colour)).top_label(), label));
+            }
+        });
+    }
 }
 
 #[test]

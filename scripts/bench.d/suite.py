@@ -11,7 +11,7 @@ FULL = 32
 CONNECTIONS = (FULL, 1, 8, 128, 512)
 OPEN_LOOP_SHARE = 0.7
 LARGE_CONNECTIONS = (1, 8)
-PLAN = ("provider", "precision", "instances", "threads", "batch_sizes_warmed")
+PLAN = ("provider", "precision", "instances", "threads", "solo_threads", "batch_sizes_warmed")
 # Of the length of a load, for a figure without HTTP.
 FIGURE_SHARE = 0.1
 
@@ -53,7 +53,7 @@ def check_plan(server, graph):
     """What is measured with and without HTTP has to be the same."""
     (model,) = server.models()
     served = model["graphs"][0]
-    different = [key for key in PLAN if served[key] != graph[key]]
+    different = [key for key in PLAN if served.get(key) != graph.get(key)]
     if different:
         raise BenchError(f"the server runs {model['name']} with another {' and '.join(different)} than `ocelli bench`")
 

@@ -42,14 +42,16 @@ fn describe(model: &ModelInfo) -> String {
         }
     }
     for graph in &model.graphs {
+        let solo = graph.solo_threads.map(|threads| format!(", {threads} thread(s) for single images"));
         text += &format!(
-            "  {:<10} {} {}, {} instance(s) of {} thread(s), batches up to {}; {}\n",
+            "  {:<10} {} {}, {} instance(s) of {} thread(s), batches up to {}{}; {}\n",
             graph.stored.file.rsplit('/').next().unwrap_or_default().trim_end_matches(".onnx"),
             graph.provider.name(),
             graph.precision.name(),
             graph.instances,
             graph.threads,
             graph.batch_sizes_warmed.last().copied().unwrap_or_default(),
+            solo.unwrap_or_default(),
             graph.provider_reason,
         );
     }

@@ -26,6 +26,9 @@ const MEASURED: (Duration, usize) = (Duration::from_millis(150), 3);
 /// A plan that does less than this part of what the fastest one does, one item a run, is not measured with more.
 const HOPELESS: f64 = 0.6;
 
+/// How often that is looked at again.
+const SECOND_LOOKS: usize = 2;
+
 /// A process that takes longer is ended. TensorRT compiles for minutes.
 const LIMIT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1800));
 
@@ -164,8 +167,17 @@ fn perform<B: Binding>(opener: &Opener<B>, plan: &Plan, items: &[B::Item], faste
         trial.answers.push(session.model.rows(std::slice::from_ref(item))?.row(0).to_vec());
     }
     for size in sizes {
-        trial.speeds.push(measure_size(&mut sessions, size)?);
-        if trial.speeds.first().is_some_and(|single| single.per_second < fastest * HOPELESS) {
+        let mut speed = measure_size(&mut sessions, size)?;
+        let is_first = trial.speeds.is_empty();
+        // Others may have had the processor for a moment; who is given up is measured again first.
+        for _ in 0..SECOND_LOOKS {
+            if is_first && speed.per_second < fastest * HOPELESS {
+                let again = measure_size(&mut sessions, size)?;
+                speed = if again.per_second > speed.per_second { again } else { speed };
+            }
+        }
+        trial.speeds.push(speed);
+        if is_first && speed.per_second < fastest * HOPELESS {
             break;
         }
     }

@@ -133,3 +133,50 @@ fn the_openapi_command_prints_the_committed_document() {
     let committed = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.yaml")).unwrap();
     assert_eq!(text(&output.stdout), committed);
 }
+
+/// The line about the graph that `ocelli models` prints, started by `launcher`.
+#[cfg(target_os = "linux")]
+fn graph_line(launcher: &[&str]) -> String {
+    let models = models_dir(&["tiny-classifier"]);
+    let ocelli = [env!("CARGO_BIN_EXE_ocelli"), "models", "--tune", "off", "--device", "cpu", "--models-dir"];
+    let mut command = Command::new(launcher.first().unwrap_or(&ocelli[0]));
+    command.args(launcher.iter().skip(1)).args(&ocelli[usize::from(launcher.is_empty())..]).arg(models.path());
+    let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    let lines = text(&output.stdout);
+    lines.lines().find(|line| line.contains("instance(s)")).unwrap_or_else(|| panic!("{output:?}")).to_owned()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_follow_the_affinity_mask() {
+    let cores = std::thread::available_parallelism().unwrap();
+    assert!(graph_line(&[]).contains(&format!("of {cores} thread(s)")), "{}", graph_line(&[]));
+    // The first core that this process may use.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim();
+    let first = allowed.split([',', '-']).next().unwrap();
+    let line = graph_line(&["taskset", "--cpu-list", first]);
+    assert!(line.contains("of 1 thread(s)"), "{line}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_follow_the_cgroups_quota() {
+    // Version 2, or the controller of version 1; making a group takes privileges that not every machine gives a test.
+    let (group, quota, value) = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        ("/sys/fs/cgroup/ocelli-test", "cpu.max", "100000 100000")
+    } else {
+        ("/sys/fs/cgroup/cpu/ocelli-test", "cpu.cfs_quota_us", "100000")
+    };
+    let group = format!("{group}-{}", std::process::id());
+    let limited = std::fs::create_dir(&group).and_then(|()| std::fs::write(format!("{group}/{quota}"), value));
+    if let Err(error) = limited {
+        let _ = std::fs::remove_dir(&group);
+        eprintln!("not tested: no group with a CPU quota can be made here ({error})");
+        return;
+    }
+    let enter = format!("echo $$ >{group}/cgroup.procs && exec \"$@\"");
+    let line = graph_line(&["sh", "-c", &enter, "sh"]);
+    std::fs::remove_dir(&group).unwrap();
+    assert!(line.contains("of 1 thread(s)"), "{line}");
+}

@@ -37,7 +37,11 @@ def measure(options, usual, sizes):
         import scaling
 
         yield scaling.write(options, usual, sizes)
-    if not options.grid and not options.scaling:
+    if options.decode:
+        import decode
+
+        yield decode.write(options, sizes)
+    if not (options.grid or options.scaling or options.decode):
         import report
         import suite
 
@@ -51,6 +55,7 @@ def read_options():
     parser = argparse.ArgumentParser(prog="scripts/bench", add_help=False)
     parser.add_argument("--grid", action="store_true")
     parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--decode", action="store_true")
     parser.add_argument("--models-dir", type=Path, default=ROOT / "models")
     parser.add_argument("--model", dest="models", action="append")
     parser.add_argument("--seconds", type=at_least(0.2))

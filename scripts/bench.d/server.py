@@ -22,8 +22,8 @@ OPTIONS = ["--max-in-flight", "1024", "--log-format", "json"]
 class Server:
     """Runs `ocelli serve` on a free port, and is ready when entered."""
 
-    def __init__(self, models_dir, cache_dir, log):
-        self.settings = ["--models-dir", models_dir, "--cache-dir", cache_dir, *OPTIONS]
+    def __init__(self, models_dir, cache_dir, log, options=()):
+        self.settings = ["--models-dir", models_dir, "--cache-dir", cache_dir, *OPTIONS, *options]
         self.log = log
 
     def __enter__(self):

@@ -61,9 +61,10 @@ def check_plan(server, graph):
 def measure_loads(options, server, path, usual, large, result):
     closed = {}
     for connections in CONNECTIONS:
-        # Long enough for a few answers to each, at the throughput that the first load showed.
+        # Long enough for some answers to each, at the throughput that the first load showed: at the end as many images as there
+        # are connections are decoded and not yet answered, and that work must not count for much.
         pace = closed[FULL]["per_second"] if closed else float("inf")
-        seconds = max(options.seconds, min(60, 2 * connections / pace))
+        seconds = max(options.seconds, min(60, 8 * connections / pace))
         closed[connections] = closed_loop(server, path, usual, connections, seconds)
         # Loading and 32 connections are what the peak is told for; later rounds and loads may need more.
         result.setdefault("peak_mb", server.peak_mb())

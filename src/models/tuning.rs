@@ -266,7 +266,7 @@ mod tests {
             (plan.instances, plan.max_batch_size, plan.solo_threads)
         };
         assert_eq!(choice(&[wide.clone(), narrow.clone()]), (2, 2, Some(2)), "equal but for what contention takes");
-        assert_eq!(choice(&[wide.clone()]), (1, 1, None), "it is its own");
+        assert_eq!(choice(std::slice::from_ref(&wide)), (1, 1, None), "it is its own");
         let quick = candidate(2, &[(1, 97.0, 10.5), (2, 98.0, 21.0)]);
         assert_eq!(choice(&[wide.clone(), quick]), (2, 1, None), "it gains too little");
         let other = Candidate { precision: Precision::Bf16, ..wide.clone() };

@@ -9,7 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::container::{self, Outline};
-use super::{gif, jpeg};
+use super::{buffer, gif, jpeg};
 
 /// Longest side an image may have, in pixels: what JPEG, GIF and BMP can say. Resizing costs memory in
 /// proportion to the longer side alone, so the number of pixels would not bound it.
@@ -252,7 +252,9 @@ fn read<D: ImageDecoder>(
     // Only TIFF tells its orientation this cheaply, and only TIFF has no outline.
     let orientation = if format == "TIFF" { decoder.orientation().map_err(failed)? } else { Orientation::NoTransforms };
     let length = usize::try_from(decoder.total_bytes()).map_err(|_| corrupt(format, "it is too large"))?;
-    let mut buffer = vec![0; length];
+    let mut buffer = buffer::take(length);
+    // Not all decoders fill it whatever the file holds, and no picture may show what another one left behind.
+    buffer.fill(0);
     decoder.read_image(&mut buffer).map_err(failed)?;
     let rgb = to_rgb(color, buffer).ok_or_else(|| unsupported(format, "its colour type"))?;
     let pixels = RgbImage::from_raw(size.0, size.1, rgb).ok_or_else(|| corrupt(format, "pixels are missing"))?;

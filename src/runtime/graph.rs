@@ -164,7 +164,7 @@ fn session_builder(runtime: &Runtime, options: &SessionOptions) -> Result<Sessio
         // TensorRT writes its caches there and does not create the folder.
         let _ = std::fs::create_dir_all(options.cache_dir.join("tensorrt"));
     }
-    let builder = Session::builder(&runtime.environment)?
+    let mut builder = Session::builder(&runtime.environment)?
         .with_optimization_level(GraphOptimizationLevel::Level3)?
         // Always set: ONNX Runtime's own choice pins threads to cores it may not use.
         .with_intra_threads(options.threads)?
@@ -172,9 +172,9 @@ fn session_builder(runtime: &Runtime, options: &SessionOptions) -> Result<Sessio
         // Idle threads that spin take the cores that decoding needs.
         .with_intra_op_spinning(false)?
         .with_config_entry(RECORD_KEY, "1")?;
-    let builder = options.dimensions.iter().try_fold(builder, |builder, (name, size)| {
-        builder.with_dimension_override(name, i64::try_from(*size).unwrap_or(i64::MAX))
-    })?;
+    for (name, size) in &options.dimensions {
+        builder = builder.with_dimension_override(name, i64::try_from(*size).unwrap_or(i64::MAX))?;
+    }
     Ok(builder.with_execution_providers(dispatch(options))?)
 }
 

@@ -8,7 +8,7 @@ use ocelli::runtime::{ExecutionProvider, Precision};
 use reqwest::blocking::multipart::{Form, Part};
 use serde_json::json;
 
-use crate::harness::{Answer, BLUE, GREEN, PATIENCE, RED, Server, config, models_dir, picture, providers};
+use crate::harness::{Answer, BLUE, GREEN, PATIENCE, RED, Server, config, fixtures, models_dir, picture, providers};
 
 #[test]
 fn a_model_tells_how_it_is_really_run() {
@@ -196,6 +196,35 @@ fn what_is_left_open_is_measured_while_the_model_answers_and_kept_for_the_next_s
 #[test]
 fn measuring_works_without_a_process_of_its_own() {
     measured_and_kept(None);
+}
+
+#[test]
+fn an_int8_graph_is_measured_only_where_that_is_allowed() {
+    for allowed in [false, true] {
+        let models = models_dir(&[]);
+        let folder = models.path().join("tiny");
+        std::fs::create_dir(&folder).unwrap();
+        let fixture = fixtures().join("models/tiny-classifier");
+        for file in ["config.json", "preprocessor_config.json", "model.onnx"] {
+            std::fs::copy(fixture.join(file), folder.join(file)).unwrap();
+        }
+        // What makes a graph int8 to the server is its name.
+        std::fs::copy(fixture.join("model.onnx"), folder.join("model_int8.onnx")).unwrap();
+        let mut config = config(models.path());
+        config.model_defaults = ocelli::config::Config::default().model_defaults;
+        config.model_defaults.tuning.int8 = allowed;
+        config.cache_dir = models.path().join(".cache");
+        let (ready, is_ready) = mpsc::channel();
+        let server = Server::spawn(config, models, move |_| ready.send(()).unwrap());
+        is_ready.recv_timeout(PATIENCE).unwrap();
+        let graph = |server: &Server| server.get_json("/v1/models/tiny").json["graphs"][0].clone();
+        server.wait_until("it has been measured", |server| graph(server)["tuning"].is_object());
+        let tuned = graph(&server);
+        let candidates = tuned["tuning"]["candidates"].as_array().unwrap();
+        assert_eq!(candidates.iter().any(|candidate| candidate["precision"] == "int8"), allowed, "{tuned}");
+        assert_eq!(tuned["precision"] == "int8", tuned["file"] == "model_int8.onnx", "{tuned}");
+        server.assert_serves();
+    }
 }
 
 fn measured_and_kept(program: Option<&str>) {

@@ -15,8 +15,9 @@ from tools import BINARY, ROOT, BenchError
 READY_LIMIT = 300
 TUNED_LIMIT = 300
 STOP_LIMIT = 30
-# 512 connections may each have a request in work; by default a quarter of them would be told to come back later.
-OPTIONS = ["--max-in-flight", "1024", "--log-format", "json"]
+# 512 connections may each have a request in work, which takes a large model a minute; by default most of them would be told to
+# come back later.
+OPTIONS = ["--max-in-flight", "1024", "--request-timeout-ms", "120000", "--log-format", "json"]
 
 
 class Server:

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Barrier;
 
 use ndarray::{Array2, Axis};
 use serde::{Deserialize, Serialize};
@@ -204,10 +203,12 @@ impl<B: Binding> Opener<B> {
     /// insists on, so that none is slow the first time. They share one where the provider lets them.
     pub(super) fn open(&self, plan: &Plan, wanted: &Use) -> Result<Vec<Warmed<B>>, LoadError> {
         let open = |parallel_runs| {
-            let fixed = self.dimensions(match wanted.sizes {
-                BatchSizes::Only(size) => Some(size),
-                BatchSizes::UpTo(_) | BatchSizes::First(_) => None,
-            });
+            // What GPUs would make of it has not been measured.
+            let fixed = match wanted.sizes {
+                _ if !plan.provider.is_on_cpu() => Vec::new(),
+                BatchSizes::Only(size) => self.dimensions(Some(size)),
+                BatchSizes::UpTo(_) | BatchSizes::First(_) => self.dimensions(None),
+            };
             match self.open_one(plan, wanted, parallel_runs, fixed.clone()) {
                 Err(error) if !fixed.is_empty() => {
                     tracing::debug!(file = %self.files.graph.display(), %error, "its dimensions are left open");
@@ -244,17 +245,13 @@ impl<B: Binding> Opener<B> {
 
     /// Runs each batch size in all of `models` at once: where they share a session, each run then meets another thread of it.
     fn warm(&self, models: &mut [GraphModel<B>], wanted: &Use) -> Result<Vec<Warmed<B>>, LoadError> {
-        let start = Barrier::new(models.len());
         let warm = |model: &mut GraphModel<B>| {
             let batch_sizes = model.binding.fixed_batch_size().map_or_else(|| wanted.sizes.to_run(), |size| vec![size]);
-            let mut output_width = Ok(0);
+            let mut output_width = 0;
             for &size in &batch_sizes {
-                start.wait();
-                // After a failure too: the others wait for this one.
-                let width = model.run_samples(size);
-                output_width = output_width.and(width);
+                output_width = model.run_samples(size)?;
             }
-            Ok(Warmed { model: model.clone(), batch_sizes, output_width: output_width? })
+            Ok(Warmed { model: model.clone(), batch_sizes, output_width })
         };
         std::thread::scope(|scope| {
             let threads: Vec<_> = models.iter_mut().map(|model| scope.spawn(|| warm(model))).collect();

@@ -111,7 +111,7 @@ pub(super) fn choose(candidates: &[Candidate], objective: Objective, latitude: L
         Latitude::SoloSession => f64::INFINITY,
     };
     let throughput = |candidate: &Candidate| {
-        let loses = latitude == Latitude::SoloSession && candidate.threads > 1;
+        let loses = latitude == Latitude::SoloSession && candidate.provider.is_on_cpu() && candidate.threads > 1;
         candidate.best_per_second() * if loses { 1.0 - CONTENTION } else { 1.0 }
     };
     let best = usable().filter(|candidate| candidate.single_ms() <= fastest * bound).reduce(|best, other| {
@@ -124,7 +124,8 @@ pub(super) fn choose(candidates: &[Candidate], objective: Objective, latitude: L
     let enough = best.best_per_second() * (1.0 - NOISE);
     let batch = best.speeds.iter().find(|speed| speed.per_second >= enough)?;
     let plan = best.plan(batch.batch_size);
-    if objective == Objective::Latency || latitude != Latitude::SoloSession {
+    // On a GPU a batch of a few costs hardly more than one, so no session should wait for a full one.
+    if objective == Objective::Latency || latitude != Latitude::SoloSession || !best.provider.is_on_cpu() {
         return Some(plan);
     }
     // Answers must not depend on the load, so only sessions with the same arithmetic come into question.
@@ -271,6 +272,12 @@ mod tests {
         assert_eq!(choice(&[wide.clone(), quick]), (2, 1, None), "it gains too little");
         let other = Candidate { precision: Precision::Bf16, ..wide.clone() };
         assert_eq!(choice(&[other, narrow.clone()]), (2, 1, None), "its answers would be others");
+        let on_gpu = |candidate: &Candidate| Candidate { provider: ExecutionProvider::Cuda, ..candidate.clone() };
+        assert_eq!(
+            choice(&[on_gpu(&wide), on_gpu(&narrow)]),
+            (1, 1, None),
+            "threads take no cores from decoding there"
+        );
         let single = candidate(2, &[(1, 97.0, 20.0)]);
         assert_eq!(choice(&[wide.clone(), single]), (2, 1, None), "one item is a full batch");
         let slow = candidate(2, &[(1, 80.0, 25.0), (2, 85.0, 47.0)]);

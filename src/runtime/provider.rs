@@ -52,6 +52,11 @@ impl ExecutionProvider {
         Self::ALL.into_iter().find(|provider| provider.name() == name)
     }
 
+    /// Does it compute with the processor's cores, which decoding needs too?
+    pub fn is_on_cpu(self) -> bool {
+        matches!(self, Self::Cpu | Self::OpenVino)
+    }
+
     /// ONNX Runtime's name for it.
     pub(super) fn runtime_name(self) -> &'static str {
         match self {

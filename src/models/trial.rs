@@ -4,6 +4,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
@@ -214,30 +215,43 @@ impl TimedRuns {
     }
 }
 
-/// Repeats `run` in all sessions at once, for the time given and at least so many times.
+/// Repeats `run` in all sessions at once, for the time given and at least so many times. None stops before all have had enough:
+/// where they are more than the cores, the others would then be faster than they can be together.
 pub(super) fn timed_runs<B: Binding>(
     sessions: &mut [Warmed<B>],
     (time, least): (Duration, usize),
     run: impl Fn(&mut GraphModel<B>) -> Result<(), LoadError> + Sync,
 ) -> Result<Vec<TimedRuns>, LoadError> {
     let start = Barrier::new(sessions.len());
-    let (start, run) = (&start, &run);
+    let unsatisfied = AtomicUsize::new(sessions.len());
+    let (start, unsatisfied, run) = (&start, &unsatisfied, &run);
     std::thread::scope(|scope| {
         let threads = sessions.iter_mut().map(|session| {
             scope.spawn(move || {
                 start.wait();
                 let begin = Instant::now();
-                let mut runs = Vec::new();
-                while runs.len() < least || begin.elapsed() < time {
+                let (mut runs, mut satisfied) = (Vec::new(), false);
+                let outcome = loop {
                     let one = Instant::now();
-                    run(&mut session.model)?;
+                    if let Err(error) = run(&mut session.model) {
+                        break Err(error);
+                    }
                     runs.push(one.elapsed());
                     // Long runs say enough by themselves.
-                    if begin.elapsed() > time * 4 {
-                        break;
+                    let enough = runs.len() >= least && begin.elapsed() >= time || begin.elapsed() > time * 4;
+                    if enough && !satisfied {
+                        satisfied = true;
+                        unsatisfied.fetch_sub(1, Ordering::Relaxed);
                     }
+                    if unsatisfied.load(Ordering::Relaxed) == 0 {
+                        break Ok(());
+                    }
+                };
+                if !satisfied && outcome.is_err() {
+                    // The others do not wait for what has failed.
+                    unsatisfied.fetch_sub(1, Ordering::Relaxed);
                 }
-                Ok::<_, LoadError>(TimedRuns { time: begin.elapsed(), runs })
+                outcome.map(|()| TimedRuns { time: begin.elapsed(), runs })
             })
         });
         let threads: Vec<_> = threads.collect();

@@ -299,8 +299,8 @@ fn inference_costs(
 ) -> Result<Vec<InferenceCost>, LoadError> {
     let plan = way.plan(request.max_batch_size);
     let mut sessions = opener.open(&plan, &Use { sizes: BatchSizes::First(1), ..Use::of(&plan, Role::Any) })?;
-    let fixed = sessions.first().and_then(|session| session.model.fixed_batch_size());
-    let sizes = fixed.map_or_else(|| batch_sizes(request.max_batch_size), |size| vec![size]);
+    let wanted = batch_sizes(request.max_batch_size);
+    let sizes = sessions.first().map(|session| session.model.batch_sizes(wanted)).unwrap_or_default();
     let cost = |batch_size| {
         let batch: Vec<ImageTensor> = tensors.iter().cycle().take(batch_size).cloned().collect();
         let run = |model: &mut GraphModel<ImageBinding>| model.run(&batch).map(drop).map_err(LoadError::System);

@@ -76,9 +76,9 @@ impl<B: Binding> GraphModel<B> {
         self.graph.run(&self.binding.stack(batch), &self.output)
     }
 
-    /// The batch size that the graph insists on, if it does.
-    pub(super) fn fixed_batch_size(&self) -> Option<usize> {
-        self.binding.fixed_batch_size()
+    /// The batch sizes `wanted`, or the one that the graph insists on.
+    pub(super) fn batch_sizes(&self, wanted: Vec<usize>) -> Vec<usize> {
+        self.binding.fixed_batch_size().map_or(wanted, |size| vec![size])
     }
 
     /// Runs a batch of `size` samples, and checks that it gives as many answers. Returns the length of one.
@@ -246,7 +246,7 @@ impl<B: Binding> Opener<B> {
     /// Runs each batch size in all of `models` at once: where they share a session, each run then meets another thread of it.
     fn warm(&self, models: &mut [GraphModel<B>], wanted: &Use) -> Result<Vec<Warmed<B>>, LoadError> {
         let warm = |model: &mut GraphModel<B>| {
-            let batch_sizes = model.binding.fixed_batch_size().map_or_else(|| wanted.sizes.to_run(), |size| vec![size]);
+            let batch_sizes = model.batch_sizes(wanted.sizes.to_run());
             let mut output_width = 0;
             for &size in &batch_sizes {
                 output_width = model.run_samples(size)?;

@@ -162,7 +162,7 @@ fn perform<B: Binding>(opener: &Opener<B>, plan: &Plan, items: &[B::Item], faste
     let mut sessions = opener.open(plan, &Use { sizes: BatchSizes::First(1), ..Use::of(plan, Role::Any) })?;
     let mut trial = Trial { answers: Vec::new(), speeds: Vec::new() };
     let Some(session) = sessions.first_mut() else { return Ok(trial) };
-    let sizes = session.model.fixed_batch_size().map_or_else(|| batch_sizes(plan.max_batch_size), |size| vec![size]);
+    let sizes = session.model.batch_sizes(batch_sizes(plan.max_batch_size));
     // The reference is not compared with itself.
     for item in items.iter().filter(|_| plan.precision != Precision::F32) {
         trial.answers.push(session.model.rows(std::slice::from_ref(item))?.row(0).to_vec());

@@ -37,12 +37,13 @@ fn preprocessing(criterion: &mut Criterion) {
         bencher.iter(|| decode(black_box(PHOTO), &LIMITS).unwrap());
     });
     let resize = processor(true);
-    criterion.bench_function(&format!("resize and normalise/{name} to 224x224"), |bencher| {
-        bencher.iter(|| resize.process(black_box(&photo)));
+    criterion.bench_function(&format!("resize and crop/{name} to 224x224"), |bencher| {
+        bencher.iter(|| resize.prepare(black_box(&photo)));
     });
-    let (normalise, cropped) = (processor(false), RgbImage::new(224, 224));
+    let cropped = processor(false).prepare(&RgbImage::new(224, 224));
+    let mut tensor = cropped.tensor();
     criterion.bench_function("normalise/224x224", |bencher| {
-        bencher.iter(|| normalise.process(black_box(&cropped)));
+        bencher.iter(|| black_box(&cropped).write_tensor(tensor.view_mut()));
     });
 }
 

@@ -15,7 +15,7 @@ use super::tuning::{Latitude, choose};
 use super::{GraphInfo, LoadError, LoadedModel, PredictError};
 use crate::batching::{Model, Role};
 use crate::config::{Objective, usable_cores};
-use crate::preprocess::ImageTensor;
+use crate::preprocess::PreparedImage;
 use crate::runtime::{ExecutionProvider, Precision};
 
 /// A figure rests on so many runs at least.
@@ -174,11 +174,11 @@ impl LoadedModel {
         let engine = &encoder.engine;
         let cost = |image: &Bytes| preprocessing_cost(encoder, image, request.time);
         let preprocessing = request.images.iter().map(cost).collect::<Result<_, _>>()?;
-        let tensor = |image: &Bytes| encoder.prepare(image);
-        let tensors: Vec<ImageTensor> = request.images.iter().map(tensor).collect::<Result<_, _>>()?;
+        let prepare = |image: &Bytes| encoder.prepare(image);
+        let images: Vec<PreparedImage> = request.images.iter().map(prepare).collect::<Result<_, _>>()?;
         let (mut inference, mut failures) = (Vec::new(), Vec::new());
         for way in ways(encoder, &request.ways) {
-            match inference_costs(&engine.opener, way, &tensors, request) {
+            match inference_costs(&engine.opener, way, &images, request) {
                 Ok(costs) => inference.extend(costs),
                 Err(error) => failures.push(Failure { way, reason: error.to_string() }),
             }
@@ -294,7 +294,7 @@ fn prepare_repeatedly(
 fn inference_costs(
     opener: &Opener<ImageBinding>,
     way: Way,
-    tensors: &[ImageTensor],
+    images: &[PreparedImage],
     request: &BenchRequest,
 ) -> Result<Vec<InferenceCost>, LoadError> {
     let plan = way.plan(request.max_batch_size);
@@ -302,7 +302,7 @@ fn inference_costs(
     let wanted = batch_sizes(request.max_batch_size);
     let sizes = sessions.first().map(|session| session.model.batch_sizes(wanted)).unwrap_or_default();
     let cost = |batch_size| {
-        let batch: Vec<ImageTensor> = tensors.iter().cycle().take(batch_size).cloned().collect();
+        let batch: Vec<PreparedImage> = images.iter().cycle().take(batch_size).cloned().collect();
         let run = |model: &mut GraphModel<ImageBinding>| model.run(&batch).map(drop).map_err(LoadError::System);
         // The first of a size is slow.
         timed_runs(&mut sessions, (Duration::ZERO, 1), run)?;

@@ -14,7 +14,7 @@ use super::tuner::{Judgement, Probabilities};
 use super::{LoadContext, LoadError, PredictError, Ticket, Timings};
 use crate::batching::InferenceError;
 use crate::cpu_pool::CpuPool;
-use crate::preprocess::{DecodeLimits, DecodeMode, ImageProcessor, ImageTensor};
+use crate::preprocess::{DecodeLimits, DecodeMode, ImageProcessor, PreparedImage};
 use crate::runtime::{Tensor, TensorSpec};
 use crate::telemetry::ModelMetrics;
 
@@ -54,8 +54,8 @@ impl ImageEncoder {
         }
     }
 
-    /// The graph's input for one image, as [`Self::encode`] makes it, on this thread.
-    pub(super) fn prepare(&self, image: &[u8]) -> Result<ImageTensor, PredictError> {
+    /// What [`Self::encode`] makes of an image before it goes to the queue, on this thread.
+    pub(super) fn prepare(&self, image: &[u8]) -> Result<PreparedImage, PredictError> {
         Ok(self.processor.read(image, &self.decode_limits, self.decode_mode)?)
     }
 
@@ -79,11 +79,11 @@ impl ImageEncoder {
                 return Err(InferenceError::DeadlineExceeded.into());
             }
             let started = Instant::now();
-            let tensor = processor.read(&image, &limits, mode)?;
+            let prepared = processor.read(&image, &limits, mode)?;
             let decode = started.elapsed();
             // The body's memory is given back before the wait in the queue.
             drop(image);
-            Ok::<_, PredictError>((engine.submit(tensor, ticket)?, decode))
+            Ok::<_, PredictError>((engine.submit(prepared, ticket)?, decode))
         };
         let (pending, decode) = pool.run(prepare).await??;
         self.metrics.decode_duration.observe(decode.as_secs_f64());
@@ -93,7 +93,7 @@ impl ImageEncoder {
     }
 }
 
-/// Image tensors `[3, height, width]` into `pixel_values [batch, 3, height, width]`.
+/// Images into `pixel_values [batch, 3, height, width]`.
 #[derive(Clone)]
 pub(super) struct ImageBinding {
     height: usize,
@@ -127,7 +127,7 @@ impl ImageBinding {
 }
 
 impl Binding for ImageBinding {
-    type Item = ImageTensor;
+    type Item = PreparedImage;
 
     fn bind(&self, inputs: &[TensorSpec]) -> Result<Self, String> {
         let input = inputs.iter().find(|input| input.name == "pixel_values").or(match inputs {
@@ -174,28 +174,23 @@ impl Binding for ImageBinding {
         Some(vec![3, self.height, self.width])
     }
 
-    fn stack<'a>(&'a mut self, batch: &'a [ImageTensor]) -> Vec<(&'a str, Tensor<'a>)> {
+    fn stack<'a>(&'a mut self, batch: &'a [PreparedImage]) -> Vec<(&'a str, Tensor<'a>)> {
         // A graph with a fixed batch size gets black images for the places nobody takes.
         let size = self.batch_size.unwrap_or(batch.len());
-        let pixels = match batch {
-            [image] if size == 1 => image.view().insert_axis(Axis(0)),
-            _ => {
-                if self.pixels.len_of(Axis(0)) < size {
-                    self.pixels = Array4::zeros((size, 3, self.height, self.width));
-                }
-                for (mut place, image) in self.pixels.axis_iter_mut(Axis(0)).zip(batch) {
-                    place.assign(image);
-                }
-                self.pixels.slice_mut(s![batch.len()..size, .., .., ..]).fill(0.0);
-                self.pixels.slice(s![..size, .., .., ..])
-            }
-        };
+        if self.pixels.len_of(Axis(0)) < size {
+            self.pixels = Array4::zeros((size, 3, self.height, self.width));
+        }
+        for (place, image) in self.pixels.axis_iter_mut(Axis(0)).zip(batch) {
+            image.write_tensor(place);
+        }
+        self.pixels.slice_mut(s![batch.len()..size, .., .., ..]).fill(0.0);
+        let pixels = self.pixels.slice(s![..size, .., .., ..]);
         let text = self.text.iter().map(|(name, tensor)| (name.as_str(), tensor.view()));
         std::iter::once((self.input.as_str(), Tensor::F32(pixels.into_dyn().into()))).chain(text).collect()
     }
 
-    fn samples(&self) -> Vec<ImageTensor> {
-        vec![ImageTensor::zeros((3, self.height, self.width))]
+    fn samples(&self) -> Vec<PreparedImage> {
+        vec![PreparedImage::uniform(self.height, self.width, 0.0)]
     }
 }
 
@@ -221,7 +216,7 @@ mod tests {
         let two = [input("input_ids", &[-1, -1]), input("pixel_values", &[-1, 3, -1, -1])];
         let mut bound = binding().bind(&two).unwrap();
         assert_eq!(bound.input, "pixel_values");
-        let batch = [ImageTensor::ones((3, 4, 6)), ImageTensor::ones((3, 4, 6))];
+        let batch = [PreparedImage::uniform(4, 6, 1.0), PreparedImage::uniform(4, 6, 1.0)];
         let stacked = bound.stack(&batch);
         let [("pixel_values", _), ("input_ids", Tensor::I64(ids))] = &stacked[..] else { panic!("wrong inputs") };
         assert_eq!(ids.shape(), [1, 2], "the text encoder of a combined graph gets one short text");
@@ -240,7 +235,7 @@ mod tests {
     #[test]
     fn a_fixed_batch_is_filled_up() {
         let mut bound = binding().bind(&[input("pixel_values", &[2, 3, 4, 6])]).unwrap();
-        let batch = [ImageTensor::ones((3, 4, 6)), ImageTensor::ones((3, 4, 6))];
+        let batch = [PreparedImage::uniform(4, 6, 1.0), PreparedImage::uniform(4, 6, 1.0)];
         // The second time, of what the first one left behind.
         for (size, sum) in [(2, 144.0), (1, 72.0)] {
             let stacked = bound.stack(&batch[..size]);

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Padding;
-use crate::preprocess::{DecodeLimits, ImageProcessor, ImageTensor, decode};
+use crate::preprocess::{DecodeLimits, ImageProcessor, PreparedImage, decode};
 
 /// Items to judge fidelity on, as another process is told to make them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -44,9 +44,9 @@ pub(super) const LABELS: [&str; 10] = [
 ];
 
 /// The photos as a model sees them.
-pub(super) fn photos(processor: &ImageProcessor) -> Vec<ImageTensor> {
+pub(super) fn photos(processor: &ImageProcessor) -> Vec<PreparedImage> {
     let limits = DecodeLimits { max_pixels: 1 << 20 };
-    PHOTOS.iter().filter_map(|photo| decode(photo, &limits).ok()).map(|image| processor.process(&image)).collect()
+    PHOTOS.iter().filter_map(|photo| decode(photo, &limits).ok()).map(|image| processor.prepare(&image)).collect()
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod gif;
 mod jpeg;
 mod kernel;
 mod normalize;
+mod prepared;
 mod processor;
 mod resize;
 #[cfg(test)]
@@ -18,7 +19,8 @@ mod window;
 pub use config::ProcessorError;
 pub use decode::{DecodeError, DecodeLimits, DecodeMode, MAX_SIDE, decode};
 pub use jpeg::JpegDecoder;
-pub use processor::{ImageProcessor, ImageTensor};
+pub use prepared::PreparedImage;
+pub use processor::ImageProcessor;
 
 /// The JPEG decoder that is compiled in.
 pub const JPEG_DECODER: JpegDecoder = jpeg::DECODER;

@@ -1,7 +1,8 @@
 //! The image processor: resize, centre crop, rescale and normalise, as a model folder's config says.
 
+use std::sync::Arc;
+
 use image::RgbImage;
-use ndarray::Array3;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -9,12 +10,10 @@ use super::buffer;
 use super::config::{ProcessorError, Settings, Size};
 use super::decode::{DecodeError, DecodeLimits, DecodeMode, decode_at_least};
 use super::kernel::Filter;
-use super::normalize::{Normalization, Table, to_planes};
+use super::normalize::{Normalization, Table};
+use super::prepared::PreparedImage;
 use super::resize::resize;
 use super::window::Window;
-
-/// A model's input for one image: channels, height, width.
-pub type ImageTensor = Array3<f32>;
 
 /// RGB8 pixels to a normalised tensor, with the results of the `transformers` processor of the same config
 /// (its torchvision backend, bit for bit).
@@ -37,7 +36,7 @@ struct Plan {
     /// Height and width of each crop, in order.
     crops: Vec<(usize, usize)>,
     output: (usize, usize),
-    table: Box<Table>,
+    table: Arc<Table>,
 }
 
 impl ImageProcessor {
@@ -63,18 +62,18 @@ impl ImageProcessor {
         self.plan.output
     }
 
-    /// Decodes an upload to its tensor.
+    /// Decodes an upload, resizes and crops it.
     ///
     /// # Errors
     /// See [`DecodeError`].
-    pub fn read(&self, bytes: &[u8], limits: &DecodeLimits, mode: DecodeMode) -> Result<ImageTensor, DecodeError> {
+    pub fn read(&self, bytes: &[u8], limits: &DecodeLimits, mode: DecodeMode) -> Result<PreparedImage, DecodeError> {
         let image = decode_at_least(bytes, limits, |size| match mode {
             DecodeMode::Exact => size,
             DecodeMode::Fast => self.needed_size(size),
         })?;
-        let tensor = self.process_reduced(&image.pixels, image.size);
+        let prepared = self.prepare_reduced(&image.pixels, image.size);
         buffer::give_back(image.pixels.into_raw());
-        Ok(tensor)
+        Ok(prepared)
     }
 
     /// The size at which an image of this size is worth decoding, both (width, height): twice what it is resized to
@@ -90,35 +89,29 @@ impl ImageProcessor {
         }
     }
 
-    /// The tensor for an image: `[3, height, width]`, channels in the order red, green, blue.
+    /// Resizes and crops an image.
     ///
     /// Memory stays in proportion to the image's longer side and the output, however narrow the image is.
-    pub fn process(&self, image: &RgbImage) -> ImageTensor {
-        self.process_reduced(image, image.dimensions())
+    pub fn prepare(&self, image: &RgbImage) -> PreparedImage {
+        self.prepare_reduced(image, image.dimensions())
     }
 
-    /// The tensor for an image that was decoded at a fraction of its full size (width, height): what it is resized to
+    /// Resizes and crops an image that was decoded at a fraction of its full size (width, height): what it is resized to
     /// follows from its full size, or the crop would shift.
-    fn process_reduced(&self, image: &RgbImage, full: (u32, u32)) -> ImageTensor {
+    fn prepare_reduced(&self, image: &RgbImage, full: (u32, u32)) -> PreparedImage {
         let plan = &self.plan;
         let source = (image.height() as usize, image.width() as usize);
-        let size = plan.resize.map_or(source, |(size, _)| target_size(size, (full.1 as usize, full.0 as usize)));
+        let (size, filter) = match plan.resize {
+            Some((size, filter)) => (target_size(size, (full.1 as usize, full.0 as usize)), filter),
+            None => (source, Filter::Nearest),
+        };
         let (mut rows, mut columns) = (Window::all(size.0), Window::all(size.1));
         for &(height, width) in &plan.crops {
             rows = rows.center(height);
             columns = columns.center(width);
         }
-        match plan.resize {
-            Some((_, filter)) if size != source => {
-                let resized = resize(image, size, filter, rows.seen.clone(), columns.seen.clone());
-                let shown = (0..rows.seen.len(), 0..columns.seen.len());
-                to_planes(&resized.data, resized.width, shown, (&rows, &columns), &plan.table)
-            }
-            _ => {
-                let shown = (rows.seen.clone(), columns.seen.clone());
-                to_planes(image.as_raw(), source.1, shown, (&rows, &columns), &plan.table)
-            }
-        }
+        let pixels = resize(image, size, filter, rows.seen.clone(), columns.seen.clone());
+        PreparedImage::new(pixels, (rows, columns), &plan.table)
     }
 }
 
@@ -168,7 +161,7 @@ impl Plan {
             resize: settings.do_resize.then_some((size, settings.resample)),
             crops,
             output,
-            table: normalization.table(),
+            table: Arc::new(normalization.table()),
         })
     }
 }

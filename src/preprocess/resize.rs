@@ -12,13 +12,7 @@ use super::kernel::{Filter, Kernel, nearest_sources};
 /// whole axes. Beyond it (a line of a picture, say, enlarged to a crop's height) the plain kernel is the faster.
 const WASTE: usize = 4;
 
-/// RGB8 pixels, row by row.
-pub(super) struct Pixels {
-    pub(super) width: usize,
-    pub(super) data: Vec<u8>,
-}
-
-/// Resizes `image` to `size` (height, width) and returns the given rows and columns of the result.
+/// Resizes `image` to `size` (height, width) and returns the given rows and columns of the result: RGB8 pixels, row by row.
 ///
 /// Bit-exact to `torchvision.transforms.v2.functional.resize` with `antialias=True` on u8 CPU tensors: first the
 /// width, then the height. (One call for both axes goes the other way round, and differs by up to 19 steps.)
@@ -28,10 +22,10 @@ pub(super) fn resize(
     filter: Filter,
     rows: Range<usize>,
     columns: Range<usize>,
-) -> Pixels {
+) -> Vec<u8> {
     let source = (image.height() as usize, image.width() as usize);
     let width = columns.len();
-    if filter == Filter::Nearest {
+    if filter == Filter::Nearest && source != size {
         return nearest(image, size, rows, columns);
     }
     // An axis that keeps its length is not resampled.
@@ -43,7 +37,7 @@ pub(super) fn resize(
     let stride = source.1 * 3;
     let strip = &image.as_raw()[needed.start * stride..needed.end * stride];
     let strip = resize_width(strip, source.1, size.1, filter, columns);
-    let data = match vertical {
+    match vertical {
         None => strip,
         Some(kernel) => match vectorised.then(|| resize_height(&strip, width, size.0, filter)).flatten() {
             Some(mut data) => {
@@ -53,8 +47,7 @@ pub(super) fn resize(
             }
             None => kernel.vertical(&strip, width * 3, needed.start),
         },
-    };
-    Pixels { width, data }
+    }
 }
 
 /// Resizes rows of `source` RGB pixels to `target` pixels and returns the given columns.
@@ -94,16 +87,15 @@ fn convolve(pixels: &[u8], source: (usize, usize), target: (usize, usize), filte
     Some(target.into_vec())
 }
 
-fn nearest(image: &RgbImage, size: (usize, usize), rows: Range<usize>, columns: Range<usize>) -> Pixels {
+fn nearest(image: &RgbImage, size: (usize, usize), rows: Range<usize>, columns: Range<usize>) -> Vec<u8> {
     let source = (image.height() as usize, image.width() as usize);
-    let width = columns.len();
     let columns: Vec<usize> = nearest_sources(source.1, size.1, columns).collect();
-    let mut data = Vec::with_capacity(rows.len() * width * 3);
+    let mut data = Vec::with_capacity(rows.len() * columns.len() * 3);
     for row in nearest_sources(source.0, size.0, rows) {
         let (row, _) = image.as_raw()[row * source.1 * 3..][..source.1 * 3].as_chunks::<3>();
         data.extend(columns.iter().flat_map(|&column| row[column]));
     }
-    Pixels { width, data }
+    data
 }
 
 fn crop_columns(pixels: &[u8], width: usize, columns: Range<usize>) -> Vec<u8> {

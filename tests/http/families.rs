@@ -89,7 +89,7 @@ fn pixel_values_are_those_of_the_reference() {
         let processor = ocelli::models::ModelFolder::open(&folder, &settings).unwrap().processor;
         for (file, bytes, tolerance) in &photos {
             let wanted = &answers["answers"][file]["pixel_values"];
-            let tensor = processor.process(&decode(bytes, &DecodeLimits { max_pixels: 1 << 20 }).unwrap());
+            let tensor = processor.prepare(&decode(bytes, &DecodeLimits { max_pixels: 1 << 20 }).unwrap()).tensor();
             let shape: Vec<f64> = std::iter::once(1.0).chain(tensor.shape().iter().map(|&side| side as f64)).collect();
             assert_eq!(shape, numbers(&wanted["shape"]), "{family} {file}");
             let stride = wanted["stride"].as_u64().unwrap() as usize;

@@ -148,7 +148,7 @@ fn inks_to_rgb(pixels: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::preprocess::tests::{LIMITS, fixture, fixtures, noise, report};
-    use crate::preprocess::{DecodeMode, ImageProcessor, ImageTensor, decode as decode_any, decode::decode_at_least};
+    use crate::preprocess::{DecodeMode, ImageProcessor, decode as decode_any, decode::decode_at_least};
 
     fn jpeg(image: &RgbImage, subsampling: turbojpeg::Subsamp) -> Vec<u8> {
         let (width, height) = (image.width() as usize, image.height() as usize);
@@ -214,9 +214,9 @@ mod tests {
         assert_eq!((decoded.pixels.dimensions(), decoded.size), ((8, 12), (16, 24)));
     }
 
-    fn tensor(bytes: &[u8], mode: DecodeMode) -> ImageTensor {
+    fn tensor(bytes: &[u8], mode: DecodeMode) -> ndarray::Array3<f32> {
         let config = serde_json::json!({"image_processor_type": "CLIPImageProcessor", "size": 60, "crop_size": 56});
-        ImageProcessor::from_json(&config, None).unwrap().read(bytes, &LIMITS, mode).unwrap()
+        ImageProcessor::from_json(&config, None).unwrap().read(bytes, &LIMITS, mode).unwrap().tensor()
     }
 
     #[test]

@@ -2,11 +2,12 @@
 //!
 //! tests/fixtures/preprocess/generate.py makes the fixtures and says what is in them.
 
+use ndarray::Array3;
 use serde_json::Value;
 
 use super::{LIMITS, fixture, folder, noise, report};
 use crate::preprocess::kernel::nearest_sources;
-use crate::preprocess::{DecodeError, ImageProcessor, ImageTensor, JPEG_DECODER, decode};
+use crate::preprocess::{DecodeError, ImageProcessor, JPEG_DECODER, decode};
 
 struct Golden {
     manifest: Value,
@@ -77,7 +78,7 @@ fn bytes_decode_to_the_pixels_of_pillow() {
 }
 
 /// Compares a tensor with a case, bit for bit, and says where they part.
-fn compare(golden: &Golden, case: &Value, tensor: &ImageTensor) -> Option<String> {
+fn compare(golden: &Golden, case: &Value, tensor: &Array3<f32>) -> Option<String> {
     let name = &case["name"];
     if tensor.shape() != numbers(&case["shape"]) {
         return Some(format!("{name}: shape {:?} instead of {}", tensor.shape(), case["shape"]));
@@ -103,7 +104,7 @@ fn images_become_the_tensors_of_transformers_bit_for_bit() {
     for case in golden.cases("process") {
         let size = numbers(&case["image"]);
         let processor = ImageProcessor::from_json(&case["config"], case["model_type"].as_str()).unwrap();
-        let tensor = processor.process(&noise(size[0] as u32, size[1] as u32));
+        let tensor = processor.prepare(&noise(size[0] as u32, size[1] as u32)).tensor();
         let (height, width) = processor.output_size();
         assert_eq!(tensor.shape(), [3, height, width], "{}", case["name"]);
         failures.extend(compare(&golden, case, &tensor));

@@ -174,6 +174,10 @@ impl Binding for ImageBinding {
         Some(vec![3, self.height, self.width])
     }
 
+    fn largest_side(&self) -> usize {
+        self.height.max(self.width)
+    }
+
     fn stack<'a>(&'a mut self, batch: &'a [PreparedImage]) -> Vec<(&'a str, Tensor<'a>)> {
         // A graph with a fixed batch size gets black images for the places nobody takes.
         let size = self.batch_size.unwrap_or(batch.len());

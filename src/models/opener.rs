@@ -24,6 +24,8 @@ pub(super) trait Binding: Clone + Send + Sync + 'static {
     fn shape_range(&self, input: &TensorSpec) -> (Vec<usize>, Vec<usize>);
     /// The shape of each item, where all have the same.
     fn item_shape(&self) -> Option<Vec<usize>>;
+    /// The longest side of the pictures that the graph is given.
+    fn largest_side(&self) -> usize;
     /// Puts a batch together.
     fn stack<'a>(&'a mut self, batch: &'a [Self::Item]) -> Vec<(&'a str, Tensor<'a>)>;
     /// Items to warm up with: the shapes that the graph will meet.
@@ -293,6 +295,7 @@ impl<B: Binding> Opener<B> {
             threads: plan.threads,
             parallel_runs: 1,
             dimensions: Vec::new(),
+            largest_side: self.binding.largest_side(),
             device_id: self.device_id,
             max_batch_size: plan.max_batch_size,
             input_shapes: Vec::new(),

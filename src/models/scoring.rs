@@ -67,6 +67,7 @@ fn measure(
         threads: 1,
         parallel_runs: 1,
         dimensions: Vec::new(),
+        largest_side: binding.largest_side(),
         device_id: 0,
         max_batch_size: PROBES.len(),
         input_shapes: Vec::new(),

@@ -241,6 +241,11 @@ impl Binding for TokenBinding {
         None
     }
 
+    fn largest_side(&self) -> usize {
+        // Of a combined graph's other encoder; texts are not pooled over windows.
+        self.image_size.0.max(self.image_size.1)
+    }
+
     fn stack<'a>(&'a mut self, batch: &'a [Vec<i64>]) -> Vec<(&'a str, Tensor<'a>)> {
         let rows = self.batch_size.unwrap_or(batch.len());
         let longest = batch.iter().map(Vec::len).max().unwrap_or(1);

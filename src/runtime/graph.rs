@@ -12,7 +12,11 @@ use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
 
 use super::assignment::{RECORD_KEY, nodes_by_provider};
 use super::shared_session::SharedSession;
+use super::wide_pool::without_wide_pools;
 use super::{ExecutionProvider, Runtime, RuntimeError, SessionOptions};
+
+/// The session option for a graph that comes as bytes.
+const EXTERNAL_DATA_FOLDER_KEY: &str = "session.model_external_initializers_file_folder_path";
 
 /// An input or output as the graph declares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,11 +86,10 @@ impl Graph {
             let precision = options.precision.name();
             return Err(RuntimeError::Provider(format!("precision {precision} cannot be had: {reason}")));
         }
-        let mut builder = session_builder(runtime, options).map_err(|error| {
+        let builder = session_builder(runtime, options).map_err(|error| {
             RuntimeError::Provider(format!("the execution provider {} cannot be used: {error}", provider.name()))
         })?;
-        let session = builder
-            .commit_from_file(path)
+        let session = commit(builder, path, without_wide_pools(path, options.largest_side)?)
             .map_err(|error| RuntimeError::Graph(format!("{}: {error}", path.display())))?;
         let counts = nodes_by_provider(&session)?;
         let nodes: usize = counts.values().sum();
@@ -176,6 +179,15 @@ fn session_builder(runtime: &Runtime, options: &SessionOptions) -> Result<Sessio
         builder = builder.with_dimension_override(name, i64::try_from(*size).unwrap_or(i64::MAX))?;
     }
     Ok(builder.with_execution_providers(dispatch(options))?)
+}
+
+/// Opens the graph in the file `path`, or `bytes` in its place, which may have external data beside the file.
+fn commit(mut builder: SessionBuilder, path: &Path, bytes: Option<Vec<u8>>) -> Result<Session, ort::Error> {
+    let Some(bytes) = bytes else { return builder.commit_from_file(path) };
+    if let Some(folder) = path.parent().and_then(Path::to_str) {
+        builder = builder.with_config_entry(EXTERNAL_DATA_FOLDER_KEY, folder)?;
+    }
+    builder.commit_from_memory(&bytes)
 }
 
 fn dispatch(options: &SessionOptions) -> Vec<ExecutionProviderDispatch> {

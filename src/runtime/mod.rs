@@ -7,6 +7,7 @@ mod memory;
 mod onnx_file;
 mod provider;
 mod shared_session;
+mod wide_pool;
 
 pub use graph::{Graph, Tensor, TensorSpec};
 pub use library::Runtime;

@@ -1,10 +1,12 @@
-//! What an ONNX file says of its weights and inputs, read without loading it: element types, where they lie, names of dimensions.
+//! What an ONNX file says of its weights, inputs and pooling, read without loading it: element types, where they lie, names of
+//! dimensions, windows.
 //!
 //! The format is `onnx.proto3` of ONNX; only the fields on the way to these are read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Seek};
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use super::RuntimeError;
@@ -18,6 +20,17 @@ pub struct OnnxFile {
     pub external_data: BTreeSet<PathBuf>,
     /// The inputs that leave a dimension open under a name: for each of its dimensions that name, or `None`.
     pub open_inputs: Vec<Vec<Option<String>>>,
+    /// Its nodes that average over a window and may go beyond the edge (`AveragePool` with `ceil_mode`), without padding.
+    pub(super) unpadded_pools: Vec<UnpaddedPool>,
+}
+
+/// Such a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct UnpaddedPool {
+    /// Where the file has its `NodeProto`.
+    pub(super) node: Range<u64>,
+    /// The shortest side of the window.
+    pub(super) window: u64,
 }
 
 impl OnnxFile {
@@ -157,9 +170,16 @@ impl Message<'_> {
         if has_graph { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
     }
 
-    /// `GraphProto`: its initializers and inputs. Weights inside nodes (`Constant`) are few and small in exports.
+    /// `GraphProto`: its nodes, initializers and inputs. Weights inside nodes (`Constant`) are few and small in exports.
     fn graph(mut self, found: &mut OnnxFile) -> io::Result<()> {
         self.fields(|message, number, value| match (number, value) {
+            (1, &Value::Bytes(length)) => {
+                let start = message.reader.stream_position()?;
+                if let Some(window) = message.nested(length, |node| node.unpadded_window())? {
+                    found.unpadded_pools.push(UnpaddedPool { node: start..start + length, window });
+                }
+                Ok(true)
+            }
             (5, &Value::Bytes(length)) => message.nested(length, |tensor| tensor.tensor(found)).map(|()| true),
             (11, &Value::Bytes(length)) => {
                 let mut dimensions = Vec::new();
@@ -171,6 +191,56 @@ impl Message<'_> {
             }
             _ => Ok(false),
         })
+    }
+
+    /// `NodeProto`: the shortest side of its window, if it is a pool as [`OnnxFile::unpadded_pools`] has them. Attributes come after
+    /// the operator's name.
+    fn unpadded_window(mut self) -> io::Result<Option<u64>> {
+        let (mut is_pool, mut window, mut is_plain, mut goes_beyond) = (false, None, true, false);
+        self.fields(|message, number, value| match (number, value) {
+            (4, &Value::Bytes(length)) => {
+                is_pool = message.text(length)? == "AveragePool";
+                Ok(true)
+            }
+            (5, &Value::Bytes(length)) if is_pool => {
+                let (name, numbers) = message.nested(length, |attribute| attribute.attribute())?;
+                match name.as_str() {
+                    "kernel_shape" => window = numbers.into_iter().min(),
+                    "ceil_mode" => goes_beyond = numbers == [1],
+                    "pads" => is_plain &= numbers.iter().all(|&pad| pad == 0),
+                    "dilations" => is_plain &= numbers.iter().all(|&step| step == 1),
+                    "strides" | "count_include_pad" => {}
+                    // "auto_pad", and whatever is to come.
+                    _ => is_plain = false,
+                }
+                Ok(true)
+            }
+            _ => Ok(false),
+        })?;
+        Ok(window.filter(|_| is_plain && goes_beyond))
+    }
+
+    /// `AttributeProto`: its name and its integers.
+    fn attribute(mut self) -> io::Result<(String, Vec<u64>)> {
+        let (mut name, mut numbers) = (String::new(), Vec::new());
+        self.fields(|message, number, value| match (number, value) {
+            (1, &Value::Bytes(length)) => {
+                name = message.text(length)?;
+                Ok(true)
+            }
+            (3 | 8, &Value::Number(integer)) => {
+                numbers.push(integer);
+                Ok(false)
+            }
+            (8, &Value::Bytes(length)) => message.nested(length, |mut packed| {
+                while packed.left > 0 {
+                    numbers.push(packed.varint()?);
+                }
+                Ok(true)
+            }),
+            _ => Ok(false),
+        })?;
+        Ok((name, numbers))
     }
 
     /// Follows the nested fields `path` from a `ValueInfoProto` to the dimensions of its shape, and reads their names.

@@ -137,6 +137,8 @@ pub struct SessionOptions {
     /// Sizes for dimensions that the graph leaves open under a name. A graph without open dimensions is compiled better and
     /// takes less memory.
     pub dimensions: Vec<(String, usize)>,
+    /// The longest side of the pictures that the graph is given, in pixels: no feature map is larger.
+    pub largest_side: usize,
     /// Which GPU.
     pub device_id: u32,
     /// Largest first dimension of any input; with [`Self::input_shapes`] it bounds TensorRT's shape profile.
@@ -233,6 +235,7 @@ mod tests {
             threads: 2,
             parallel_runs: 1,
             dimensions: Vec::new(),
+            largest_side: 224,
             device_id: 1,
             max_batch_size: 8,
             input_shapes: vec![("pixel_values".to_owned(), vec![3, 224, 224], vec![3, 224, 224])],

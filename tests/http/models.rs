@@ -199,6 +199,32 @@ fn measuring_works_without_a_process_of_its_own() {
 }
 
 #[test]
+fn a_window_larger_than_any_picture_takes_its_mean_on_every_provider() {
+    let runtime = ocelli::runtime::Runtime::load(None).unwrap();
+    for &device in runtime.providers.iter().filter(|device| device.is_on_cpu()) {
+        Server::start_with(&["tiny-wide-pool"], |config| config.model_defaults.device = Some(device)).assert_serves();
+    }
+}
+
+#[test]
+fn a_provider_that_cannot_run_a_graph_is_passed_over_and_the_answers_are_right() {
+    let server = Server::start_with(&["tiny-padded-pool"], |config| {
+        config.model_defaults = ocelli::config::Config::default().model_defaults;
+        config.cache_dir = config.models_dir.join(".cache");
+        config.program = Some(env!("CARGO_BIN_EXE_ocelli").into());
+    });
+    server.assert_serves();
+    let graph = |server: &Server| server.get_json("/v1/models/tiny-padded-pool").json["graphs"][0].clone();
+    server.wait_until("it has been measured", |server| graph(server)["tuning"].is_object());
+    let tuned = graph(&server);
+    assert_eq!(tuned["provider"], "cpu", "{tuned}");
+    for candidate in tuned["tuning"]["candidates"].as_array().unwrap() {
+        assert_eq!(candidate["ruled_out"].is_null(), candidate["provider"] == "cpu", "{candidate}");
+    }
+    server.assert_serves();
+}
+
+#[test]
 fn an_int8_graph_is_measured_only_where_that_is_allowed() {
     for allowed in [false, true] {
         let models = models_dir(&[]);

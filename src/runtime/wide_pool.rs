@@ -1,0 +1,118 @@
+//! Pooling over a whole picture that a graph says by a window larger than any: EfficientNet's head, as `transformers` has it and
+//! exporters write it down, is an `AveragePool` of 1280×1280 over 7×7 values. OpenVINO refuses that or crawls, and ONNX Runtime 1.24
+//! divides by the window's size, so that all logits are nearly 0. `GlobalAveragePool` is the same, and every provider knows it.
+
+use std::path::Path;
+
+use super::{OnnxFile, RuntimeError};
+
+/// What the node becomes.
+const OPERATOR: &[u8] = b"GlobalAveragePool";
+
+/// Fields of `NodeProto` (`onnx.proto3` of ONNX).
+mod field {
+    pub(super) const INPUT: u64 = 1;
+    pub(super) const OUTPUT: u64 = 2;
+    pub(super) const NAME: u64 = 3;
+    pub(super) const OP_TYPE: u8 = 4;
+    pub(super) const DOC_STRING: u8 = 6;
+    pub(super) const DOMAIN: u64 = 7;
+}
+
+/// Of protobuf: the field's value is bytes, and their number comes first.
+const BYTES: u8 = 2;
+
+/// The bytes of the graph at `path` with its wide pools said plainly; `None` if it has none. No feature map is larger than
+/// `largest_side`, the longest side of the pictures that the graph is given.
+pub(super) fn without_wide_pools(path: &Path, largest_side: usize) -> Result<Option<Vec<u8>>, RuntimeError> {
+    let mut pools = OnnxFile::read(path)?.unpadded_pools;
+    pools.retain(|pool| pool.window >= largest_side as u64);
+    if pools.is_empty() {
+        return Ok(None);
+    }
+    let mut bytes = std::fs::read(path).map_err(|error| RuntimeError::Graph(format!("{}: {error}", path.display())))?;
+    for pool in pools {
+        let node = usize::try_from(pool.node.start).ok().zip(usize::try_from(pool.node.end).ok());
+        let node = node.and_then(|(start, end)| bytes.get_mut(start..end));
+        if node.and_then(pool_globally).is_some() {
+            tracing::debug!(file = %path.display(), window = pool.window, "a pool over everything is run as such");
+        }
+    }
+    Ok(Some(bytes))
+}
+
+/// Rewrites a node within its bytes, so that no length around it changes: what its attributes leave is filled up by a comment.
+fn pool_globally(node: &mut [u8]) -> Option<()> {
+    let mut new = Vec::with_capacity(node.len());
+    let mut rest = &*node;
+    while !rest.is_empty() {
+        let (number, length) = field(rest)?;
+        let (one, others) = rest.split_at_checked(length)?;
+        if matches!(number, field::INPUT | field::OUTPUT | field::NAME | field::DOMAIN) {
+            new.extend(one);
+        }
+        rest = others;
+    }
+    new.extend([field::OP_TYPE << 3 | BYTES, OPERATOR.len() as u8]);
+    new.extend(OPERATOR);
+    // The comment's length takes two bytes, whatever it is.
+    let comment = node.len().checked_sub(new.len() + 3).filter(|&length| length < 1 << 14)?;
+    new.extend([field::DOC_STRING << 3 | BYTES, comment as u8 | 0x80, (comment >> 7) as u8]);
+    new.resize(node.len(), b' ');
+    node.copy_from_slice(&new);
+    Some(())
+}
+
+/// The number of the field that `bytes` begin with, all of whose kinds in a node are numbers and bytes, and its length.
+fn field(bytes: &[u8]) -> Option<(u64, usize)> {
+    let (key, start) = varint(bytes)?;
+    let (value, length) = varint(bytes.get(start..)?)?;
+    let end = start + length;
+    let end = if key & 7 == u64::from(BYTES) { end.checked_add(usize::try_from(value).ok()?)? } else { end };
+    Some((key >> 3, end))
+}
+
+/// A number and how many bytes say it.
+fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
+    let last = bytes.iter().take(10).position(|byte| byte & 0x80 == 0)?;
+    let value = bytes[..=last].iter().rev().fold(0, |value, byte| value << 7 | u64::from(byte & 0x7f));
+    Some((value, last + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn graph(model: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(model).join("model.onnx")
+    }
+
+    #[test]
+    fn a_pool_that_is_wider_than_any_picture_is_rewritten_in_its_place() {
+        let path = graph("tiny-wide-pool");
+        let before = std::fs::read(&path).unwrap();
+        let after = without_wide_pools(&path, 1280).unwrap().unwrap();
+        assert_eq!(after.len(), before.len());
+        let rewritten = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(rewritten.path(), &after).unwrap();
+        let (read_before, read_after) = (OnnxFile::read(&path).unwrap(), OnnxFile::read(rewritten.path()).unwrap());
+        assert_eq!((read_before.unpadded_pools.len(), read_after.unpadded_pools.len()), (1, 0));
+        assert_eq!(read_before.parameters, read_after.parameters, "the rest can still be read");
+        assert!(after.windows(OPERATOR.len()).any(|window| window == OPERATOR));
+    }
+
+    #[test]
+    fn a_pool_that_may_be_narrower_than_a_picture_is_left_alone() {
+        assert_eq!(without_wide_pools(&graph("tiny-wide-pool"), 1281).unwrap(), None);
+        assert_eq!(without_wide_pools(&graph("tiny-classifier"), 1).unwrap(), None);
+    }
+
+    #[test]
+    fn a_node_without_room_is_left_alone() {
+        let mut node = *b"\x0a\x01x\x12\x01y\x22\x0bAveragePool";
+        let before = node;
+        assert_eq!((pool_globally(&mut node), node), (None, before));
+    }
+}

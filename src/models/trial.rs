@@ -2,6 +2,7 @@
 //! behind (memory, or a crash) is not the server's.
 
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -233,7 +234,9 @@ pub(super) fn timed_runs<B: Binding>(
                 let (mut runs, mut satisfied) = (Vec::new(), false);
                 let outcome = loop {
                     let one = Instant::now();
-                    if let Err(error) = run(&mut session.model) {
+                    // The others wait for a word of this session, also where it panics.
+                    let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut session.model)));
+                    if let Err(error) = outcome.unwrap_or_else(|_| Err(panicked())) {
                         break Err(error);
                     }
                     runs.push(one.elapsed());
@@ -255,11 +258,12 @@ pub(super) fn timed_runs<B: Binding>(
             })
         });
         let threads: Vec<_> = threads.collect();
-        let joined = threads.into_iter().map(|thread| {
-            thread.join().unwrap_or_else(|_| Err(LoadError::System("a measuring run panicked".to_owned())))
-        });
-        joined.collect()
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(panicked()))).collect()
     })
+}
+
+fn panicked() -> LoadError {
+    LoadError::System("a measuring run panicked".to_owned())
 }
 
 #[cfg(test)]

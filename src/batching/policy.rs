@@ -18,7 +18,8 @@ pub enum Role {
     Any,
     /// Full batches alone. What is too few for one is for the solo worker of the crew.
     Full,
-    /// One job at a time, with all cores, while too few wait for a full batch and there are cores to be had.
+    /// One job at a time, with all cores: a lone one while nothing runs, and others while too few wait for a full batch and a
+    /// core is free.
     Solo,
 }
 
@@ -29,6 +30,8 @@ pub struct Situation {
     pub len: usize,
     /// How long the oldest of them has.
     pub oldest_age: Duration,
+    /// Is no worker running anything?
+    pub idle: bool,
     /// Are all workers of the role [`Role::Full`] running a batch?
     pub cores_taken: bool,
     /// Will no more jobs come?
@@ -51,23 +54,39 @@ pub enum Decision {
 impl BatchPolicy {
     /// Decides for an idle worker.
     pub fn decide(&self, role: Role, situation: Situation) -> Decision {
-        let Situation { len, oldest_age, cores_taken, closed } = situation;
+        let Situation { len, closed, .. } = situation;
         let is_full = len >= self.max_batch_size;
-        let nothing = if closed { Decision::Stop } else { Decision::WaitForJobs };
         match role {
-            _ if len == 0 => nothing,
-            Role::Any | Role::Full if is_full => Decision::Run(self.max_batch_size),
-            Role::Full => nothing,
-            Role::Solo if is_full || cores_taken => Decision::WaitForJobs,
-            Role::Any | Role::Solo => {
-                let size = if role == Role::Solo { 1 } else { len };
-                match self.max_queue_delay.checked_sub(oldest_age) {
-                    Some(left) if !left.is_zero() && !closed => Decision::WaitAtMost(left),
-                    _ => Decision::Run(size),
-                }
-            }
+            _ if len == 0 => nothing(closed),
+            Role::Any if is_full => Decision::Run(self.max_batch_size),
+            Role::Any => self.run_when_due(len, situation),
+            Role::Full if is_full && !self.is_for_solo(situation) => Decision::Run(self.max_batch_size),
+            Role::Full => nothing(closed),
+            Role::Solo if !self.is_for_solo(situation) => Decision::WaitForJobs,
+            Role::Solo if is_full => Decision::Run(1),
+            Role::Solo => self.run_when_due(1, situation),
         }
     }
+
+    /// Is what waits for the solo worker, where there is one? A lone job is, also where batches are of one, while nothing runs:
+    /// with all cores it is answered soonest. While others run, all cores together do less than each by itself.
+    pub(super) fn is_for_solo(&self, situation: Situation) -> bool {
+        let Situation { len, idle, cores_taken, .. } = situation;
+        if len >= self.max_batch_size { len == 1 && idle } else { !cores_taken }
+    }
+
+    /// A run of `size` jobs, once the oldest has waited as long as it may.
+    fn run_when_due(&self, size: usize, situation: Situation) -> Decision {
+        match self.max_queue_delay.checked_sub(situation.oldest_age) {
+            Some(left) if !left.is_zero() && !situation.closed => Decision::WaitAtMost(left),
+            _ => Decision::Run(size),
+        }
+    }
+}
+
+/// What a worker does for which nothing waits.
+fn nothing(closed: bool) -> Decision {
+    if closed { Decision::Stop } else { Decision::WaitForJobs }
 }
 
 #[cfg(test)]
@@ -82,7 +101,7 @@ mod tests {
     }
 
     fn situation(len: usize, oldest_age: Duration) -> Situation {
-        Situation { len, oldest_age, cores_taken: false, closed: false }
+        Situation { len, oldest_age, idle: true, cores_taken: false, closed: false }
     }
 
     fn closed(len: usize) -> Situation {
@@ -118,8 +137,20 @@ mod tests {
         assert_eq!(policy.decide(Role::Full, situation(3, MS)), Decision::WaitForJobs);
         assert_eq!(policy.decide(Role::Solo, situation(3, MS)), Decision::Run(1));
         assert_eq!(policy.decide(Role::Solo, situation(4, MS)), Decision::WaitForJobs);
-        let busy = Situation { cores_taken: true, ..situation(3, MS) };
+        let busy = Situation { idle: false, cores_taken: true, ..situation(3, MS) };
         assert_eq!(policy.decide(Role::Solo, busy), Decision::WaitForJobs);
+    }
+
+    #[test]
+    fn where_batches_are_of_one_a_lone_job_is_for_the_solo_worker_while_nothing_runs() {
+        let policy = policy(1, Duration::ZERO);
+        assert_eq!(policy.decide(Role::Solo, situation(1, MS)), Decision::Run(1));
+        assert_eq!(policy.decide(Role::Full, situation(1, MS)), Decision::WaitForJobs);
+        let others_run = Situation { idle: false, ..situation(1, MS) };
+        for situation in [others_run, situation(2, MS)] {
+            assert_eq!(policy.decide(Role::Solo, situation), Decision::WaitForJobs);
+            assert_eq!(policy.decide(Role::Full, situation), Decision::Run(1));
+        }
     }
 
     #[test]
@@ -157,10 +188,10 @@ mod tests {
 
         #[test]
         fn jobs_are_always_for_somebody_once_a_worker_is_idle(
-            max in 1usize..64, len in 1usize..200, closed: bool,
+            max in 1usize..64, len in 1usize..200, idle: bool, closed: bool,
         ) {
             let policy = policy(max, Duration::ZERO);
-            let situation = Situation { closed, ..situation(len, Duration::ZERO) };
+            let situation = Situation { idle, closed, ..situation(len, Duration::ZERO) };
             let runs = |role| matches!(policy.decide(role, situation), Decision::Run(_));
             prop_assert!(runs(Role::Full) != runs(Role::Solo), "one of the two, and not both");
         }

@@ -57,6 +57,8 @@ struct State<M: Model> {
     /// Those of them that run a batch.
     busy: usize,
     has_solo: bool,
+    /// Does the solo worker run a job?
+    solo_busy: bool,
     /// Which workers may take batches: those of the newest crew.
     crew: Crew,
     /// Moving average of what one job costs a worker; `None` before the first batch.
@@ -75,6 +77,7 @@ impl<M: Model> BatchQueue<M> {
             workers: 1,
             busy: 0,
             has_solo: false,
+            solo_busy: false,
             crew: Crew(0),
             time_per_job: None,
         };
@@ -88,7 +91,7 @@ impl<M: Model> BatchQueue<M> {
         let mut state = self.lock();
         let crew = Crew(state.crew.0 + 1);
         (state.policy, state.workers, state.has_solo) = (policy, workers.max(1), has_solo);
-        (state.crew, state.busy, state.time_per_job) = (crew, 0, None);
+        (state.crew, state.busy, state.solo_busy, state.time_per_job) = (crew, 0, false, None);
         drop(state);
         self.wake_all();
         crew
@@ -132,18 +135,14 @@ impl<M: Model> BatchQueue<M> {
                 return None;
             }
             let now = Instant::now();
-            let oldest_age = state.jobs.front().map_or(Duration::ZERO, |oldest| now - oldest.since);
-            let situation = Situation {
-                len: state.jobs.len(),
-                oldest_age,
-                cores_taken: state.busy >= state.workers,
-                closed: state.closed,
-            };
-            match state.policy.decide(role, situation) {
+            match state.policy.decide(role, state.situation(now)) {
                 Decision::Run(size) => {
                     let batch = self.take(&mut state, size, now);
                     if !batch.is_empty() {
-                        state.busy += usize::from(role != Role::Solo);
+                        match role {
+                            Role::Solo => state.solo_busy = true,
+                            Role::Any | Role::Full => state.busy += 1,
+                        }
                         self.wake_one(&state);
                         return Some(batch);
                     }
@@ -189,11 +188,12 @@ impl<M: Model> BatchQueue<M> {
         let share = u32::try_from(size.max(1)).unwrap_or(u32::MAX);
         let per_job = time.saturating_mul(u32::try_from(workers).unwrap_or(u32::MAX)) / share;
         state.time_per_job = Some(state.time_per_job.map_or(per_job, |average| (average * 7 + per_job) / 8));
-        if role != Role::Solo {
-            state.busy = state.busy.saturating_sub(1);
-            // There are cores again for what is too few for a batch.
-            self.wake_one(&state);
+        match role {
+            Role::Solo => state.solo_busy = false,
+            Role::Any | Role::Full => state.busy = state.busy.saturating_sub(1),
         }
+        // There are cores again, perhaps for another worker's kind of work.
+        self.wake_one(&state);
     }
 
     /// Takes no more jobs; those that wait are still answered.
@@ -216,11 +216,11 @@ impl<M: Model> BatchQueue<M> {
 
     /// Wakes a worker that what waits is for, if anything does.
     fn wake_one(&self, state: &State<M>) {
-        match state.jobs.len() {
-            0 => {}
-            len if state.has_solo && len < state.policy.max_batch_size => self.for_solo.notify_one(),
-            _ => self.for_batches.notify_one(),
+        if state.jobs.is_empty() {
+            return;
         }
+        let is_for_solo = state.has_solo && state.policy.is_for_solo(state.situation(Instant::now()));
+        if is_for_solo { &self.for_solo } else { &self.for_batches }.notify_one();
     }
 
     fn wake_all(&self) {
@@ -236,6 +236,16 @@ impl<M: Model> BatchQueue<M> {
 }
 
 impl<M: Model> State<M> {
+    fn situation(&self, now: Instant) -> Situation {
+        Situation {
+            len: self.jobs.len(),
+            oldest_age: self.jobs.front().map_or(Duration::ZERO, |oldest| now - oldest.since),
+            idle: self.busy == 0 && !self.solo_busy,
+            cores_taken: self.busy >= self.workers,
+            closed: self.closed,
+        }
+    }
+
     /// When the turn of a job that came now would be, as far as can be told. An empty queue never refuses.
     fn estimated_wait(&self) -> Duration {
         let turns = u32::try_from(self.jobs.len() / self.workers).unwrap_or(u32::MAX);
@@ -331,13 +341,30 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_an_earlier_crews_batch_frees_no_core_of_the_present_one() {
-        let queue = queue(2, 10);
-        let _answers = push_three(&queue);
-        assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [0, 1]);
-        let crew = queue.relieve(BatchPolicy { max_batch_size: 1, max_queue_delay: Duration::ZERO }, 1, true);
+    fn a_lone_job_goes_to_the_solo_worker_and_what_comes_meanwhile_to_the_others_also_where_batches_are_of_one() {
+        let queue = queue(1, 10);
+        let crew = queue.relieve(BatchPolicy { max_batch_size: 1, max_queue_delay: Duration::ZERO }, 2, true);
+        let (first, _first_answer) = job(1, LONG);
+        queue.push(first).unwrap();
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [1]);
+        let (second, _second_answer) = job(2, LONG);
+        queue.push(second).unwrap();
         assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [2]);
-        queue.finish(CREW, Role::Any, 2, Duration::ZERO);
+        queue.finish(crew, Role::Solo, 1, Duration::ZERO);
+        queue.finish(crew, Role::Full, 1, Duration::ZERO);
+        let (third, _third_answer) = job(3, LONG);
+        queue.push(third).unwrap();
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [3], "nothing runs any more");
+    }
+
+    #[test]
+    fn the_end_of_an_earlier_crews_batch_frees_no_core_of_the_present_one() {
+        let queue = queue(1, 10);
+        let _answers = push_three(&queue);
+        assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [0]);
+        let crew = queue.relieve(BatchPolicy { max_batch_size: 1, max_queue_delay: Duration::ZERO }, 1, true);
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [1]);
+        queue.finish(CREW, Role::Any, 1, Duration::ZERO);
         assert_eq!(queue.lock().busy, 1);
     }
 

@@ -132,12 +132,7 @@ pub(super) fn choose(candidates: &[Candidate], objective: Objective, latitude: L
     let same = usable().filter(|other| (other.provider, other.precision) == (best.provider, best.precision));
     let solo = same.min_by(|a, b| a.single_ms().total_cmp(&b.single_ms()))?;
     let gains = solo.single_ms() < best.single_ms() * (1.0 - SOLO_GAIN);
-    // One item is never too few for a batch of one.
-    let batch = best.speeds.iter().map(|speed| speed.batch_size).find(|&size| size >= batch.batch_size.max(2));
-    Some(match batch.filter(|_| gains) {
-        Some(max_batch_size) => Plan { max_batch_size, solo_threads: Some(solo.threads), ..plan },
-        None => plan,
-    })
+    Some(Plan { solo_threads: gains.then_some(solo.threads), ..plan })
 }
 
 /// Compares probabilities with those of f32, a row an item: the furthest that one moved, and why that is too far, if it is.
@@ -266,7 +261,7 @@ mod tests {
             let plan = choose(candidates, Objective::Throughput, Latitude::SoloSession).unwrap();
             (plan.instances, plan.max_batch_size, plan.solo_threads)
         };
-        assert_eq!(choice(&[wide.clone(), narrow.clone()]), (2, 2, Some(2)), "equal but for what contention takes");
+        assert_eq!(choice(&[wide.clone(), narrow.clone()]), (2, 1, Some(2)), "equal but for what contention takes");
         assert_eq!(choice(std::slice::from_ref(&wide)), (1, 1, None), "it is its own");
         let quick = candidate(2, &[(1, 97.0, 10.5), (2, 98.0, 21.0)]);
         assert_eq!(choice(&[wide.clone(), quick]), (2, 1, None), "it gains too little");
@@ -278,8 +273,8 @@ mod tests {
             (1, 1, None),
             "threads take no cores from decoding there"
         );
-        let single = candidate(2, &[(1, 97.0, 20.0)]);
-        assert_eq!(choice(&[wide.clone(), single]), (2, 1, None), "one item is a full batch");
+        let large = candidate(2, &[(1, 90.0, 22.0), (2, 98.0, 41.0)]);
+        assert_eq!(choice(&[wide.clone(), large]), (2, 2, Some(2)), "a batch of two pays");
         let slow = candidate(2, &[(1, 80.0, 25.0), (2, 85.0, 47.0)]);
         assert_eq!(choice(&[wide, slow]), (1, 1, None));
     }

@@ -280,6 +280,12 @@ impl ModelSettings {
         }
     }
 
+    /// Is anything left open for tuning to decide?
+    pub fn leaves_open(&self) -> bool {
+        let open = self.device.is_none() || self.precision.is_none() || self.instances.is_none();
+        self.tuning.objective.is_some() && open
+    }
+
     /// Inference threads of each of `instances` sessions.
     pub fn threads_for(&self, instances: usize) -> usize {
         self.threads.unwrap_or((usable_cores() / instances).max(1))

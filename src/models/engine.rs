@@ -336,7 +336,12 @@ impl<B: Binding> First<B> {
         }
         let mut failures = Vec::new();
         for provider in providers(&opener.context, settings) {
-            let plan = first_plan(settings, provider);
+            let mut plan = first_plan(settings, provider);
+            if settings.leaves_open() && provider.is_on_cpu() && opener.can_fix_batch_size() {
+                // For the seconds until tuning has found better: opened for one image at a time, it is ready sooner and takes a
+                // good deal less memory, which is when the most is needed.
+                plan.max_batch_size = 1;
+            }
             match open_crew(opener, &plan) {
                 Ok(sessions) => return Ok(Self { plan, sessions, reason: reason(settings, &failures), tuning: None }),
                 Err(error) if settings.device.is_some() => return Err(error),

@@ -177,7 +177,10 @@ impl Use {
     /// That of the workers of a role in `plan`.
     pub(super) fn of(plan: &Plan, role: Role) -> Self {
         match role {
-            Role::Any => Self { sizes: BatchSizes::UpTo(plan.max_batch_size), ..Self::of(plan, Role::Full) },
+            Role::Any if plan.max_batch_size > 1 => {
+                Self { sizes: BatchSizes::UpTo(plan.max_batch_size), ..Self::of(plan, Role::Full) }
+            }
+            Role::Any => Self::of(plan, Role::Full),
             Role::Full => {
                 let sizes = BatchSizes::Only(plan.max_batch_size);
                 Self { count: plan.instances, threads: plan.threads, sizes }
@@ -340,8 +343,8 @@ fn in_file(file: &Path, problem: &dyn std::fmt::Display) -> RuntimeError {
     RuntimeError::Graph(format!("{}: {problem}", file.display()))
 }
 
-/// The plan that is served before anything has been measured, on `provider`: the reference's arithmetic where a request for
-/// another does not say otherwise, and one session with all threads.
+/// The plan that measuring starts from on `provider`: the reference's arithmetic where a request for another does not say
+/// otherwise, and one session with all threads.
 pub(super) fn first_plan(settings: &ModelSettings, provider: ExecutionProvider) -> Plan {
     let instances = settings.instances.unwrap_or(1);
     Plan {

@@ -32,9 +32,7 @@ pub(super) struct Judgement<'a, B: Binding> {
 impl<B: Binding> Engine<B> {
     /// Is there anything to measure?
     pub(super) fn wants_tuning(&self) -> bool {
-        let settings = &self.settings;
-        let open = settings.device.is_none() || settings.precision.is_none() || settings.instances.is_none();
-        settings.tuning.objective.is_some() && open && self.info().tuning.is_none()
+        self.settings.leaves_open() && self.info().tuning.is_none()
     }
 
     /// The engine's own answers, through its queue. Blocks.

@@ -5,7 +5,7 @@ mod queue;
 mod worker;
 
 pub use policy::{BatchPolicy, Role};
-pub use queue::{BatchQueue, Crew, Job, Permit};
+pub use queue::{Announcement, BatchQueue, Crew, Job, Permit};
 pub(crate) use worker::panic_text;
 pub use worker::{Straggler, Worker};
 

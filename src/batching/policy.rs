@@ -30,7 +30,7 @@ pub struct Situation {
     pub len: usize,
     /// How long the oldest of them has.
     pub oldest_age: Duration,
-    /// Is no worker running anything?
+    /// Is no worker running anything, and no job on its way to the queue?
     pub idle: bool,
     /// Are all workers of the role [`Role::Full`] running a batch?
     pub cores_taken: bool,
@@ -68,8 +68,8 @@ impl BatchPolicy {
         }
     }
 
-    /// Is what waits for the solo worker, where there is one? A lone job is, also where batches are of one, while nothing runs:
-    /// with all cores it is answered soonest. While others run, all cores together do less than each by itself.
+    /// Is what waits for the solo worker, where there is one? A lone job is, also where batches are of one, while nothing else is to
+    /// be done: with all cores it is answered soonest. While others compute, all cores together do less than each by itself.
     pub(super) fn is_for_solo(&self, situation: Situation) -> bool {
         let Situation { len, idle, cores_taken, .. } = situation;
         if len >= self.max_batch_size { len == 1 && idle } else { !cores_taken }

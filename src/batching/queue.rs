@@ -59,6 +59,8 @@ struct State<M: Model> {
     has_solo: bool,
     /// Does the solo worker run a job?
     solo_busy: bool,
+    /// Jobs that have been announced and not yet come.
+    coming: usize,
     /// Which workers may take batches: those of the newest crew.
     crew: Crew,
     /// Moving average of what one job costs a worker; `None` before the first batch.
@@ -78,6 +80,7 @@ impl<M: Model> BatchQueue<M> {
             busy: 0,
             has_solo: false,
             solo_busy: false,
+            coming: 0,
             crew: Crew(0),
             time_per_job: None,
         };
@@ -95,6 +98,16 @@ impl<M: Model> BatchQueue<M> {
         drop(state);
         self.wake_all();
         crew
+    }
+
+    /// Tells that a job is being prepared, which takes a core that no other should count on. Dropped when it comes, or if it never
+    /// will.
+    pub fn announce(self: &Arc<Self>) -> Announcement<M> {
+        let mut state = self.lock();
+        state.coming += 1;
+        self.wake_one(&state);
+        drop(state);
+        Announcement(Arc::clone(self))
     }
 
     /// Puts a job at the end of the queue.
@@ -214,7 +227,8 @@ impl<M: Model> BatchQueue<M> {
         needed(&mut waited.unwrap_or_else(PoisonError::into_inner).0)
     }
 
-    /// Wakes a worker that what waits is for, if anything does.
+    /// Wakes a worker that what waits is for, if anything does. Whoever changes the state calls this: a worker that was woken before
+    /// may find that what waits is now for another.
     fn wake_one(&self, state: &State<M>) {
         if state.jobs.is_empty() {
             return;
@@ -235,12 +249,23 @@ impl<M: Model> BatchQueue<M> {
     }
 }
 
+/// A job that is being prepared for a queue.
+pub struct Announcement<M: Model>(Arc<BatchQueue<M>>);
+
+impl<M: Model> Drop for Announcement<M> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.coming -= 1;
+        self.0.wake_one(&state);
+    }
+}
+
 impl<M: Model> State<M> {
     fn situation(&self, now: Instant) -> Situation {
         Situation {
             len: self.jobs.len(),
             oldest_age: self.jobs.front().map_or(Duration::ZERO, |oldest| now - oldest.since),
-            idle: self.busy == 0 && !self.solo_busy,
+            idle: self.busy == 0 && !self.solo_busy && self.coming == 0,
             cores_taken: self.busy >= self.workers,
             closed: self.closed,
         }
@@ -270,8 +295,8 @@ mod tests {
 
     type Receiver = oneshot::Receiver<Result<Answer<u32>, InferenceError>>;
 
-    fn queue(max_batch_size: usize, capacity: usize) -> BatchQueue<Echo> {
-        let queue = BatchQueue::new(capacity, QueueMetrics::default());
+    fn queue(max_batch_size: usize, capacity: usize) -> Arc<BatchQueue<Echo>> {
+        let queue = Arc::new(BatchQueue::new(capacity, QueueMetrics::default()));
         assert_eq!(queue.relieve(BatchPolicy { max_batch_size, max_queue_delay: Duration::ZERO }, 1, false), CREW);
         queue
     }
@@ -355,6 +380,30 @@ mod tests {
         let (third, _third_answer) = job(3, LONG);
         queue.push(third).unwrap();
         assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [3], "nothing runs any more");
+        queue.finish(crew, Role::Solo, 1, Duration::ZERO);
+        let announcement = queue.announce();
+        let (fourth, _fourth_answer) = job(4, LONG);
+        queue.push(fourth).unwrap();
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [4], "another is being prepared");
+        queue.finish(crew, Role::Full, 1, Duration::ZERO);
+        drop(announcement);
+        let (fifth, _fifth_answer) = job(5, LONG);
+        queue.push(fifth).unwrap();
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [5], "it never came");
+    }
+
+    #[test]
+    fn a_job_that_waited_for_the_solo_worker_goes_to_another_once_a_second_is_announced() {
+        let queue = queue(1, 10);
+        let crew = queue.relieve(BatchPolicy { max_batch_size: 1, max_queue_delay: Duration::ZERO }, 1, true);
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| inputs(&queue.next_batch(crew, Role::Full).unwrap()));
+            let (first, _answer) = job(1, LONG);
+            queue.push(first).unwrap();
+            // Whether or not the other worker waits by now, it gets the job no sooner than here.
+            let _announcement = queue.announce();
+            assert_eq!(other.join().unwrap(), [1]);
+        });
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::opener::{Binding, Files, GraphModel, Opener, Plan, Use, Warmed, first
 use super::stored_graph::StoredGraph;
 use super::tuning::{Tuning, TuningCache};
 use super::{LoadContext, LoadError, Stop, Ticket};
-use crate::batching::{Answer, BatchQueue, InferenceError, Job, Role, Straggler, Worker};
+use crate::batching::{Announcement, Answer, BatchQueue, InferenceError, Job, Role, Straggler, Worker};
 use crate::config::ModelSettings;
 use crate::runtime::{ExecutionProvider, OnnxFile, Precision, RuntimeError, give_back_freed_memory};
 
@@ -240,6 +240,11 @@ impl<B: Binding> Engine<B> {
     /// What there is to tell of the graph.
     pub(super) fn info(&self) -> GraphInfo {
         self.running.read().unwrap_or_else(PoisonError::into_inner).info.clone()
+    }
+
+    /// Tells that an item is being prepared, which the workers' choice of cores takes into account.
+    pub(super) fn announce(&self) -> Announcement<GraphModel<B>> {
+        self.queue.announce()
     }
 
     /// Puts an item into the queue. The answer comes through the channel, which closes unanswered only if the worker is lost.

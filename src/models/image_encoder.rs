@@ -74,6 +74,7 @@ impl ImageEncoder {
         let engine = Arc::clone(&self.engine);
         let processor = Arc::clone(&self.processor);
         let (limits, mode) = (self.decode_limits, self.decode_mode);
+        let announcement = engine.announce();
         let prepare = move || {
             if ticket.deadline <= Instant::now() {
                 return Err(InferenceError::DeadlineExceeded.into());
@@ -83,6 +84,7 @@ impl ImageEncoder {
             let decode = started.elapsed();
             // The body's memory is given back before the wait in the queue.
             drop(image);
+            drop(announcement);
             Ok::<_, PredictError>((engine.submit(prepared, ticket)?, decode))
         };
         let (pending, decode) = pool.run(prepare).await??;

@@ -62,11 +62,36 @@ impl DecodeMode {
     }
 }
 
-/// An upright RGB8 picture.
+/// What of an upright picture will be looked at; sizes and margins are (width, height).
+pub(super) trait Demand {
+    /// The size at which a picture of this size is decoded at least.
+    fn size(&self, full: (u32, u32)) -> (u32, u32);
+
+    /// How many columns at either side, and rows at the top and at the bottom, of a picture of the size `full` that is decoded at
+    /// the size `decoded` need not be there.
+    fn margins(&self, full: (u32, u32), decoded: (u32, u32)) -> (u32, u32);
+}
+
+/// All of it.
+struct Everything;
+
+impl Demand for Everything {
+    fn size(&self, full: (u32, u32)) -> (u32, u32) {
+        full
+    }
+
+    fn margins(&self, _full: (u32, u32), _decoded: (u32, u32)) -> (u32, u32) {
+        (0, 0)
+    }
+}
+
+/// An upright RGB8 picture, or the middle of one; all are (width, height).
 #[derive(Debug)]
 pub(super) struct Decoded {
     pub(super) pixels: RgbImage,
-    /// The width and height that it has in full; the pixels are fewer where it was decoded at a fraction.
+    /// What was cut from either side, and from the top and the bottom.
+    pub(super) cut: (u32, u32),
+    /// The size that it has in full; the pixels are fewer where it was cut, or decoded at a fraction.
     pub(super) size: (u32, u32),
 }
 
@@ -151,30 +176,28 @@ impl DecodeLimits {
 /// # Errors
 /// See [`DecodeError`]; the declared size is checked before any pixel is decoded.
 pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
-    Ok(decode_at_least(bytes, limits, |size| size)?.pixels)
+    Ok(decode_demanded(bytes, limits, &Everything)?.pixels)
 }
 
-/// As [`decode`], but may leave out pixels, so long as no side gets shorter than what `needed` says for a picture's
-/// upright size; all are (width, height).
-pub(super) fn decode_at_least(
+/// As [`decode`], but may leave out pixels for which there is no demand.
+pub(super) fn decode_demanded(
     bytes: &[u8],
     limits: &DecodeLimits,
-    needed: impl FnOnce((u32, u32)) -> (u32, u32),
+    demand: &impl Demand,
 ) -> Result<Decoded, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
     }
     let format = image::guess_format(bytes).map_err(|_| DecodeError::UnknownFormat)?;
-    let mut full_size = None;
     let (pixels, orientation) = match format {
         ImageFormat::Jpeg => {
             let outline = jpeg::outline(bytes)?;
             limits.check(outline.size)?;
             let orientation = outline.orientation();
-            let turned = |size| turn(size, orientation);
-            full_size = Some(turned(outline.size));
-            let pixels = jpeg::decode(bytes, &outline, turned(needed(turned(outline.size))))?;
-            (pixels, orientation)
+            let demand = Turned { demand, orientation };
+            let decoded = jpeg::decode(bytes, &outline, &demand)?;
+            let (cut, size) = (turn(decoded.cut, orientation), turn(decoded.size, orientation));
+            return Ok(Decoded { pixels: upright(decoded.pixels, orientation), cut, size });
         }
         ImageFormat::Png => {
             let outline = container::png_outline(bytes)?;
@@ -191,8 +214,24 @@ pub(super) fn decode_at_least(
         _ => return Err(DecodeError::UnknownFormat),
     };
     let pixels = upright(pixels, orientation);
-    let size = full_size.unwrap_or(pixels.dimensions());
-    Ok(Decoded { pixels, size })
+    let size = pixels.dimensions();
+    Ok(Decoded { pixels, cut: (0, 0), size })
+}
+
+/// The demand on an upright picture, as one on the picture as stored.
+struct Turned<'a, D> {
+    demand: &'a D,
+    orientation: Orientation,
+}
+
+impl<D: Demand> Demand for Turned<'_, D> {
+    fn size(&self, full: (u32, u32)) -> (u32, u32) {
+        turn(self.demand.size(turn(full, self.orientation)), self.orientation)
+    }
+
+    fn margins(&self, full: (u32, u32), decoded: (u32, u32)) -> (u32, u32) {
+        turn(self.demand.margins(turn(full, self.orientation), turn(decoded, self.orientation)), self.orientation)
+    }
 }
 
 fn upright(pixels: RgbImage, orientation: Orientation) -> RgbImage {

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use super::simd;
+
 /// Resampling filters, by their number in `PIL.Image.Resampling`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Filter {
@@ -60,44 +62,59 @@ pub(super) fn nearest_sources(source: usize, target: usize, window: Range<usize>
 
 /// The weights of one axis, quantised, for the target pixels of a window.
 pub(super) struct Kernel {
-    /// For each target pixel its first source pixel, and its weights.
-    taps: Vec<(usize, Vec<i16>)>,
+    /// For each target pixel its first source pixel.
+    pub(super) starts: Vec<usize>,
+    /// For each target pixel [`Self::taps`] weights, those beyond its own 0.
+    pub(super) weights: Vec<i16>,
+    /// Weights per target pixel, a multiple of [`LANES`].
+    pub(super) taps: usize,
     /// Binary places of the weights.
-    precision: u32,
+    pub(super) precision: u32,
+    /// The source pixels that the window's pixels are made of.
+    pub(super) sources: Range<usize>,
 }
+
+/// So many weights are taken at a time where they are vectorised.
+pub(super) const LANES: usize = 4;
 
 impl Kernel {
     /// The kernel that takes an axis of `source` pixels to `target` pixels, for the target pixels in `window`.
     pub(super) fn new(filter: Filter, source: usize, target: usize, window: Range<usize>) -> Self {
+        let mut own = Vec::new();
         // The precision depends on the largest weight of the whole axis. When enlarging, the first weight of the
         // first pixel is 1 or a little more (what lies beyond the edge is left out and the rest scaled up), and
         // none comes near 2: looking at one pixel spares a walk along an axis that may be enlarged to millions.
         let whole_axis = if target > source { 0..1 } else { 0..target };
-        let largest = whole_axis.flat_map(|index| weights(filter, source, target, index).1).fold(0.0, f64::max);
+        let largest = whole_axis.fold(0.0, |largest, index| {
+            weights(filter, source, target, index, &mut own);
+            own.iter().copied().fold(largest, f64::max)
+        });
         let fits = |precision: u32| 0.5 + largest * f64::from(1_u32 << (precision + 1)) < 32_768.0;
         let precision = (0..22).find(|&precision| !fits(precision)).unwrap_or(22);
-        let quantise = |weight: f64| (weight * f64::from(1_u32 << precision)).round() as i16;
-        let taps = window.map(|index| {
-            let (start, weights) = weights(filter, source, target, index);
-            (start, weights.into_iter().map(quantise).collect())
+        let quantise = |weight: &f64| (weight * f64::from(1_u32 << precision)).round() as i16;
+        let sources = sources(filter, source, target, window.clone());
+        let reach = |index| source_range(filter, source, target, index).len();
+        let taps = window.clone().map(reach).max().unwrap_or(0).next_multiple_of(LANES);
+        let mut quantised = vec![0; taps * window.len()];
+        let starts = window.zip(quantised.chunks_exact_mut(taps.max(1))).map(|(index, places)| {
+            let start = weights(filter, source, target, index, &mut own);
+            places.iter_mut().zip(&own).for_each(|(place, weight)| *place = quantise(weight));
+            start
         });
-        Self { taps: taps.collect(), precision }
+        Self { starts: starts.collect(), weights: quantised, taps, precision, sources }
     }
 
-    /// The source pixels that the window's pixels are made of.
-    pub(super) fn sources(&self) -> Range<usize> {
-        let start = self.taps.first().map_or(0, |(start, _)| *start);
-        let end = self.taps.last().map_or(0, |(start, weights)| start + weights.len());
-        start..end
+    /// Resamples rows of RGB pixels along their length; each has `width` pixels and begins at source pixel `first`.
+    pub(super) fn horizontal(&self, pixels: &[u8], width: usize, first: usize) -> Vec<u8> {
+        simd::horizontal(self, pixels, width * 3, first).unwrap_or_else(|| self.plain_horizontal(pixels, width, first))
     }
 
-    /// Resamples rows of RGB pixels along their length.
-    pub(super) fn horizontal(&self, pixels: &[u8], width: usize) -> Vec<u8> {
-        let mut output = Vec::with_capacity(pixels.len() / width * self.taps.len());
+    fn plain_horizontal(&self, pixels: &[u8], width: usize, first: usize) -> Vec<u8> {
+        let mut output = Vec::with_capacity(pixels.len() / width * self.starts.len());
         for row in pixels.chunks_exact(width * 3) {
-            for (start, weights) in &self.taps {
+            for (start, weights) in self.each() {
                 let mut sums = [self.half(); 3];
-                for (pixel, &weight) in row[start * 3..].as_chunks::<3>().0.iter().zip(weights) {
+                for (pixel, &weight) in row[(start - first) * 3..].as_chunks::<3>().0.iter().zip(weights) {
                     for (sum, &value) in sums.iter_mut().zip(pixel) {
                         *sum += i32::from(value) * i32::from(weight);
                     }
@@ -108,23 +125,35 @@ impl Kernel {
         output
     }
 
-    /// Resamples columns; `pixels` has rows of `stride` bytes and begins at source row `first_row`.
-    pub(super) fn vertical(&self, pixels: &[u8], stride: usize, first_row: usize) -> Vec<u8> {
-        let mut output = Vec::with_capacity(self.taps.len() * stride);
-        let mut sums = vec![0; stride];
-        for (start, weights) in &self.taps {
-            sums.fill(self.half());
-            for (row, &weight) in pixels[(start - first_row) * stride..].chunks_exact(stride).zip(weights) {
-                for (sum, &value) in sums.iter_mut().zip(row) {
-                    *sum += i32::from(value) * i32::from(weight);
-                }
-            }
-            output.extend(sums.iter().map(|&sum| self.round(sum)));
-        }
+    /// Resamples columns; `pixels` has rows of `stride` bytes and begins at source row `first`.
+    pub(super) fn vertical(&self, pixels: &[u8], stride: usize, first: usize) -> Vec<u8> {
+        let mut output = vec![0; self.starts.len() * stride];
+        let done = simd::vertical(self, pixels, stride, first, &mut output);
+        self.plain_vertical(pixels, (stride, done), first, &mut output);
         output
     }
 
-    fn half(&self) -> i32 {
+    /// Of each row what comes after the first `done` bytes.
+    fn plain_vertical(&self, pixels: &[u8], (stride, done): (usize, usize), first: usize, output: &mut [u8]) {
+        let mut sums = vec![0; stride - done];
+        for ((start, weights), target) in self.each().zip(output.chunks_exact_mut(stride.max(1))) {
+            sums.fill(self.half());
+            for (row, &weight) in pixels[(start - first) * stride..].chunks_exact(stride).zip(weights) {
+                for (sum, &value) in sums.iter_mut().zip(&row[done..]) {
+                    *sum += i32::from(value) * i32::from(weight);
+                }
+            }
+            target[done..].iter_mut().zip(&sums).for_each(|(place, &sum)| *place = self.round(sum));
+        }
+    }
+
+    /// The first source pixel and the weights of each target pixel.
+    pub(super) fn each(&self) -> impl Iterator<Item = (usize, &[i16])> {
+        self.starts.iter().copied().zip(self.weights.chunks_exact(self.taps.max(1)))
+    }
+
+    /// What sums begin with, so that they are rounded.
+    pub(super) fn half(&self) -> i32 {
         1 << self.precision >> 1
     }
 
@@ -133,21 +162,92 @@ impl Kernel {
     }
 }
 
-/// The weights of target pixel `index`, and the source pixel that the first belongs to.
-fn weights(filter: Filter, source: usize, target: usize, index: usize) -> (usize, Vec<f64>) {
+/// The source pixels that target pixel `index` is made of.
+fn source_range(filter: Filter, source: usize, target: usize, index: usize) -> Range<usize> {
+    let (support, center) = support_and_center(filter, source, target, index);
+    // Casts from f64 truncate, and take what is negative for 0.
+    (center - support + 0.5) as usize..((center + support + 0.5) as usize).min(source)
+}
+
+/// The source pixels that the target pixels of a window are made of.
+pub(super) fn sources(filter: Filter, source: usize, target: usize, window: Range<usize>) -> Range<usize> {
+    if window.is_empty() {
+        return 0..0;
+    }
+    let range = |index| source_range(filter, source, target, index);
+    range(window.start).start..range(window.end - 1).end
+}
+
+/// Half the filter's width and its middle, in source pixels.
+fn support_and_center(filter: Filter, source: usize, target: usize, index: usize) -> (f64, f64) {
     let scale = source as f64 / target as f64;
     // Enlarging interpolates; shrinking widens the filter, which is what antialiasing is.
-    let filter_scale = scale.max(1.0);
-    let support = filter.support() * filter_scale;
-    let center = (index as f64 + 0.5) * scale;
-    // Casts from f64 truncate, and take what is negative for 0.
-    let start = (center - support + 0.5) as usize;
-    let end = ((center + support + 0.5) as usize).min(source);
-    let weight = |position: usize| filter.weight((position as f64 - center + 0.5) * (1.0 / filter_scale));
-    let mut weights: Vec<f64> = (start..end).map(weight).collect();
+    (filter.support() * scale.max(1.0), (index as f64 + 0.5) * scale)
+}
+
+/// Writes the weights of target pixel `index` to `weights`, and returns the source pixel that the first belongs to.
+fn weights(filter: Filter, source: usize, target: usize, index: usize, weights: &mut Vec<f64>) -> usize {
+    let filter_scale = (source as f64 / target as f64).max(1.0);
+    let (_, center) = support_and_center(filter, source, target, index);
+    let range = source_range(filter, source, target, index);
+    let start = range.start;
+    weights.clear();
+    weights.extend(range.map(|position| filter.weight((position as f64 - center + 0.5) * (1.0 / filter_scale))));
     let sum: f64 = weights.iter().sum();
-    for weight in &mut weights {
+    for weight in weights {
         *weight /= sum;
     }
-    (start, weights)
+    start
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::preprocess::tests::noise;
+
+    /// What [`Kernel::horizontal`] and [`Kernel::vertical`] do, spelled out.
+    fn resample(kernel: &Kernel, value: impl Fn(usize) -> u8) -> Vec<u8> {
+        let sum = |(start, weights): (usize, &[i16])| {
+            let values = (start..kernel.sources.end).map(&value);
+            let products = values.zip(weights).map(|(value, &weight)| i32::from(value) * i32::from(weight));
+            kernel.round(kernel.half() + products.sum::<i32>())
+        };
+        kernel.each().map(sum).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn every_pixel_is_the_weighted_sum_of_its_sources(
+            source in 1_usize..90, target in 1_usize..90, other in 1_usize..40, window in (0.0..1.0, 0.0..1.0),
+            filter in prop::sample::select(vec![Filter::Bilinear, Filter::Bicubic, Filter::Lanczos]),
+        ) {
+            let start = (window.0 * target as f64) as usize;
+            let end = (start + 1 + (window.1 * (target - start) as f64) as usize).min(target);
+            let kernel = Kernel::new(filter, source, target, start..end);
+            let image = noise(source as u32, other as u32);
+            let (first, width) = (kernel.sources.start, kernel.sources.len());
+            let middle = image::imageops::crop_imm(&image, first as u32, 0, width as u32, other as u32).to_image();
+            let rows = kernel.horizontal(middle.as_raw(), width, first);
+            prop_assert_eq!(&rows, &kernel.plain_horizontal(middle.as_raw(), width, first));
+            for (y, row) in rows.chunks_exact((end - start) * 3).enumerate() {
+                for channel in 0..3 {
+                    let wanted = resample(&kernel, |x| image.get_pixel(x as u32, y as u32)[channel]);
+                    let row: Vec<u8> = row.iter().skip(channel).step_by(3).copied().collect();
+                    prop_assert_eq!(row, wanted);
+                }
+            }
+            let turned = image::imageops::rotate90(&middle);
+            let columns = kernel.vertical(turned.as_raw(), other * 3, first);
+            let mut plain = vec![0; columns.len()];
+            kernel.plain_vertical(turned.as_raw(), (other * 3, 0), first, &mut plain);
+            prop_assert_eq!(&columns, &plain);
+            for x in 0..other * 3 {
+                let wanted = resample(&kernel, |y| turned.as_raw()[(y - first) * other * 3 + x]);
+                let column: Vec<u8> = columns.iter().skip(x).step_by(other * 3).copied().collect();
+                prop_assert_eq!(column, wanted);
+            }
+        }
+    }
 }

@@ -1,4 +1,8 @@
 //! Bytes to pixels to tensor: image decoding and the steps of the Hugging Face image processors.
+#![cfg_attr(
+    not(feature = "turbojpeg"),
+    allow(dead_code, reason = "the decoder that needs no tools decodes all of a picture, whatever the demand")
+)]
 
 mod buffer;
 mod classes;
@@ -12,6 +16,7 @@ mod normalize;
 mod prepared;
 mod processor;
 mod resize;
+mod simd;
 #[cfg(test)]
 mod tests;
 mod window;

@@ -8,11 +8,11 @@ use serde_json::Value;
 
 use super::buffer;
 use super::config::{ProcessorError, Settings, Size};
-use super::decode::{DecodeError, DecodeLimits, DecodeMode, decode_at_least};
+use super::decode::{DecodeError, DecodeLimits, DecodeMode, Demand, decode_demanded};
 use super::kernel::Filter;
 use super::normalize::{Normalization, Table};
 use super::prepared::PreparedImage;
-use super::resize::resize;
+use super::resize::{Picture, resize, unseen};
 use super::window::Window;
 
 /// RGB8 pixels to a normalised tensor, with the results of the `transformers` processor of the same config
@@ -67,51 +67,45 @@ impl ImageProcessor {
     /// # Errors
     /// See [`DecodeError`].
     pub fn read(&self, bytes: &[u8], limits: &DecodeLimits, mode: DecodeMode) -> Result<PreparedImage, DecodeError> {
-        let image = decode_at_least(bytes, limits, |size| match mode {
-            DecodeMode::Exact => size,
-            DecodeMode::Fast => self.needed_size(size),
-        })?;
-        let prepared = self.prepare_reduced(&image.pixels, image.size);
+        let image = decode_demanded(bytes, limits, &Look { plan: &self.plan, mode })?;
+        let prepared = self.plan.prepare(&image.pixels, image.cut, image.size);
         buffer::give_back(image.pixels.into_raw());
         Ok(prepared)
-    }
-
-    /// The size at which an image of this size is worth decoding, both (width, height): twice what it is resized to
-    /// leaves the resizing enough to average. Without resizing and for nearest, which takes pixels as they are, all.
-    fn needed_size(&self, (width, height): (u32, u32)) -> (u32, u32) {
-        let twice = |length: usize| u32::try_from(length * 2).unwrap_or(u32::MAX);
-        match self.plan.resize {
-            None | Some((_, Filter::Nearest)) => (width, height),
-            Some((size, _)) => {
-                let target = target_size(size, (height as usize, width as usize));
-                (twice(target.1), twice(target.0))
-            }
-        }
     }
 
     /// Resizes and crops an image.
     ///
     /// Memory stays in proportion to the image's longer side and the output, however narrow the image is.
     pub fn prepare(&self, image: &RgbImage) -> PreparedImage {
-        self.prepare_reduced(image, image.dimensions())
+        self.plan.prepare(image, (0, 0), image.dimensions())
+    }
+}
+
+/// What an image processor looks at in a picture.
+struct Look<'a> {
+    plan: &'a Plan,
+    mode: DecodeMode,
+}
+
+impl Demand for Look<'_> {
+    /// Twice what a picture is resized to leaves the resizing enough to average. Without resizing and for nearest, which takes pixels
+    /// as they are, all.
+    fn size(&self, (width, height): (u32, u32)) -> (u32, u32) {
+        let twice = |length: usize| u32::try_from(length * 2).unwrap_or(u32::MAX);
+        match (self.mode, self.plan.resize) {
+            (DecodeMode::Exact, _) | (_, None | Some((_, Filter::Nearest))) => (width, height),
+            (DecodeMode::Fast, Some((size, _))) => {
+                let target = target_size(size, (height as usize, width as usize));
+                (twice(target.1), twice(target.0))
+            }
+        }
     }
 
-    /// Resizes and crops an image that was decoded at a fraction of its full size (width, height): what it is resized to
-    /// follows from its full size, or the crop would shift.
-    fn prepare_reduced(&self, image: &RgbImage, full: (u32, u32)) -> PreparedImage {
-        let plan = &self.plan;
-        let source = (image.height() as usize, image.width() as usize);
-        let (size, filter) = match plan.resize {
-            Some((size, filter)) => (target_size(size, (full.1 as usize, full.0 as usize)), filter),
-            None => (source, Filter::Nearest),
-        };
-        let (mut rows, mut columns) = (Window::all(size.0), Window::all(size.1));
-        for &(height, width) in &plan.crops {
-            rows = rows.center(height);
-            columns = columns.center(width);
-        }
-        let pixels = resize(image, size, filter, rows.seen.clone(), columns.seen.clone());
-        PreparedImage::new(pixels, (rows, columns), &plan.table)
+    fn margins(&self, full: (u32, u32), decoded: (u32, u32)) -> (u32, u32) {
+        let source = (decoded.1 as usize, decoded.0 as usize);
+        let (size, filter, rows, columns) = self.plan.target(source, full);
+        let (rows, columns) = unseen(source, size, filter, rows.seen, columns.seen);
+        (columns as u32, rows as u32)
     }
 }
 
@@ -164,6 +158,31 @@ impl Plan {
             table: Arc::new(normalization.table()),
         })
     }
+
+    /// What becomes of an image of `source` (height, width), that is `full` (width, height) in full: the size that it is resized to,
+    /// by which filter, and which rows and columns of that are seen. The size follows from the full one, or a crop would shift.
+    fn target(&self, source: (usize, usize), full: (u32, u32)) -> ((usize, usize), Filter, Window, Window) {
+        let (size, filter) = match self.resize {
+            Some((size, filter)) => (target_size(size, (full.1 as usize, full.0 as usize)), filter),
+            None => (source, Filter::Nearest),
+        };
+        let (mut rows, mut columns) = (Window::all(size.0), Window::all(size.1));
+        for &(height, width) in &self.crops {
+            rows = rows.center(height);
+            columns = columns.center(width);
+        }
+        (size, filter, rows, columns)
+    }
+
+    /// Resizes and crops an image of which `cut` is missing at either end, and that is `full` in full; both are (width, height).
+    fn prepare(&self, image: &RgbImage, cut: (u32, u32), full: (u32, u32)) -> PreparedImage {
+        let cut = (cut.1 as usize, cut.0 as usize);
+        let source = (image.height() as usize + 2 * cut.0, image.width() as usize + 2 * cut.1);
+        let (size, filter, rows, columns) = self.target(source, full);
+        let picture = Picture { pixels: image.as_raw(), size: source, cut };
+        let pixels = resize(&picture, size, filter, rows.seen.clone(), columns.seen.clone());
+        PreparedImage::new(pixels, (rows, columns), &self.table)
+    }
 }
 
 /// The (height, width) that an image of (height, width) is resized to.
@@ -182,7 +201,8 @@ mod tests {
     use serde_json::json;
 
     fn needed(config: &Value, size: (u32, u32)) -> (u32, u32) {
-        ImageProcessor::from_json(config, None).unwrap().needed_size(size)
+        let processor = ImageProcessor::from_json(config, None).unwrap();
+        Look { plan: &processor.plan, mode: DecodeMode::Fast }.size(size)
     }
 
     #[test]

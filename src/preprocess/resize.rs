@@ -4,42 +4,91 @@ use std::ops::Range;
 
 use fast_image_resize as fir;
 use fir::images::{Image, ImageRef};
-use image::RgbImage;
 
-use super::kernel::{Filter, Kernel, nearest_sources};
+use super::kernel::{self, Filter, Kernel, nearest_sources};
+use super::simd;
 
-/// How much more than the crop shows a pass may compute and still go to the vectorised resizer, which computes
-/// whole axes. Beyond it (a line of a picture, say, enlarged to a crop's height) the plain kernel is the faster.
+/// Where our kernel is not vectorised: how much more than the crop shows a pass may compute and still go to a resizer that is, but
+/// computes whole axes. Beyond it (a line of a picture, say, enlarged to a crop's height) the plain kernel is the faster.
 const WASTE: usize = 4;
 
-/// Resizes `image` to `size` (height, width) and returns the given rows and columns of the result: RGB8 pixels, row by row.
+/// An RGB8 picture, or the middle of one.
+pub(super) struct Picture<'a> {
+    /// Row by row, what there is.
+    pub(super) pixels: &'a [u8],
+    /// Height and width of the whole, in pixels.
+    pub(super) size: (usize, usize),
+    /// Rows that are missing at the top and as many at the bottom, and columns at either side.
+    pub(super) cut: (usize, usize),
+}
+
+impl Picture<'_> {
+    /// Height and width of what there is.
+    fn shown(&self) -> (usize, usize) {
+        (self.size.0 - 2 * self.cut.0, self.size.1 - 2 * self.cut.1)
+    }
+}
+
+/// How many rows at the top and at the bottom, and columns at either side, of a picture of (height, width) play no part in the
+/// given rows and columns of what it is resized to: at most so many may be cut from it.
+pub(super) fn unseen(
+    source: (usize, usize),
+    size: (usize, usize),
+    filter: Filter,
+    rows: Range<usize>,
+    columns: Range<usize>,
+) -> (usize, usize) {
+    let axis = |source: usize, target: usize, window: Range<usize>| {
+        let needed = if source == target { window } else { kernel::sources(filter, source, target, window) };
+        if needed.is_empty() { 0 } else { needed.start.min(source - needed.end) }
+    };
+    // The other resizer computes whole axes, and nearest takes its pixels from a whole picture.
+    if !simd::is_available() || filter == Filter::Nearest {
+        return (0, 0);
+    }
+    (axis(source.0, size.0, rows), axis(source.1, size.1, columns))
+}
+
+/// Resizes `source` to `size` (height, width) and returns the given rows and columns of the result: RGB8 pixels, row by row.
 ///
 /// Bit-exact to `torchvision.transforms.v2.functional.resize` with `antialias=True` on u8 CPU tensors: first the
 /// width, then the height. (One call for both axes goes the other way round, and differs by up to 19 steps.)
 pub(super) fn resize(
-    image: &RgbImage,
+    source: &Picture<'_>,
     size: (usize, usize),
     filter: Filter,
     rows: Range<usize>,
     columns: Range<usize>,
 ) -> Vec<u8> {
-    let source = (image.height() as usize, image.width() as usize);
+    resize_by(simd::is_available(), source, size, filter, rows, columns)
+}
+
+/// `by_window`: with our kernel, of no more than what is seen.
+fn resize_by(
+    by_window: bool,
+    source: &Picture<'_>,
+    size: (usize, usize),
+    filter: Filter,
+    rows: Range<usize>,
+    columns: Range<usize>,
+) -> Vec<u8> {
+    let (shown, cut) = (source.shown(), source.cut);
     let width = columns.len();
-    if filter == Filter::Nearest && source != size {
-        return nearest(image, size, rows, columns);
+    if filter == Filter::Nearest && source.size != size {
+        return nearest(source, size, rows, columns);
     }
     // An axis that keeps its length is not resampled.
-    let vertical = (source.0 != size.0).then(|| Kernel::new(filter, source.0, size.0, rows.clone()));
-    let needed = vertical.as_ref().map_or(rows.clone(), Kernel::sources);
-    let whole = (source.0 == size.0 || size.0 <= rows.len() * WASTE, 0..source.0);
-    // The vectorised resizer wants whole columns to see the same kernel.
-    let (vectorised, needed) = if whole.0 && vertical.is_some() { whole } else { (false, needed) };
-    let stride = source.1 * 3;
-    let strip = &image.as_raw()[needed.start * stride..needed.end * stride];
-    let strip = resize_width(strip, source.1, size.1, filter, columns);
+    let vertical = (source.size.0 != size.0).then(|| Kernel::new(filter, source.size.0, size.0, rows.clone()));
+    let needed = vertical.as_ref().map_or(rows.clone(), |kernel| kernel.sources.clone());
+    // The other vectorised resizer wants whole columns to see the same kernel.
+    let whole = vertical.is_some() && size.0 <= rows.len() * WASTE && !by_window;
+    let needed = if whole { 0..source.size.0 } else { needed };
+    let stride = shown.1 * 3;
+    let strip = &source.pixels[(needed.start - cut.0) * stride..(needed.end - cut.0) * stride];
+    let strip = resize_width(by_window, strip, (source.size.1, cut.1), size.1, filter, columns);
     match vertical {
         None => strip,
-        Some(kernel) => match vectorised.then(|| resize_height(&strip, width, size.0, filter)).flatten() {
+        Some(kernel) => match whole.then(|| resize_height(&strip, width, size.0, filter)).flatten() {
             Some(mut data) => {
                 data.truncate(rows.end * width * 3);
                 data.drain(..rows.start * width * 3);
@@ -50,18 +99,26 @@ pub(super) fn resize(
     }
 }
 
-/// Resizes rows of `source` RGB pixels to `target` pixels and returns the given columns.
-fn resize_width(pixels: &[u8], source: usize, target: usize, filter: Filter, columns: Range<usize>) -> Vec<u8> {
+/// Resizes rows, of `source` pixels less `cut` at either side, to `target` pixels and returns the given columns.
+fn resize_width(
+    by_window: bool,
+    pixels: &[u8],
+    (source, cut): (usize, usize),
+    target: usize,
+    filter: Filter,
+    columns: Range<usize>,
+) -> Vec<u8> {
+    let shown = source - 2 * cut;
     if source == target {
-        return crop_columns(pixels, source, columns);
+        return crop_columns(pixels, shown, columns.start - cut..columns.end - cut);
     }
-    if target <= columns.len() * WASTE {
+    if target <= columns.len() * WASTE && !by_window {
         let height = pixels.len() / (source * 3);
         if let Some(data) = convolve(pixels, (height, source), (height, target), filter) {
             return if columns.len() == target { data } else { crop_columns(&data, target, columns) };
         }
     }
-    Kernel::new(filter, source, target, columns).horizontal(pixels, source)
+    Kernel::new(filter, source, target, columns).horizontal(pixels, shown, cut)
 }
 
 /// Resizes columns of RGB pixels to `target` pixels.
@@ -87,12 +144,13 @@ fn convolve(pixels: &[u8], source: (usize, usize), target: (usize, usize), filte
     Some(target.into_vec())
 }
 
-fn nearest(image: &RgbImage, size: (usize, usize), rows: Range<usize>, columns: Range<usize>) -> Vec<u8> {
-    let source = (image.height() as usize, image.width() as usize);
+/// Of a whole picture.
+fn nearest(image: &Picture<'_>, size: (usize, usize), rows: Range<usize>, columns: Range<usize>) -> Vec<u8> {
+    let source = image.size;
     let columns: Vec<usize> = nearest_sources(source.1, size.1, columns).collect();
     let mut data = Vec::with_capacity(rows.len() * columns.len() * 3);
     for row in nearest_sources(source.0, size.0, rows) {
-        let (row, _) = image.as_raw()[row * source.1 * 3..][..source.1 * 3].as_chunks::<3>();
+        let (row, _) = image.pixels[row * source.1 * 3..][..source.1 * 3].as_chunks::<3>();
         data.extend(columns.iter().flat_map(|&column| row[column]));
     }
     data
@@ -104,4 +162,36 @@ fn crop_columns(pixels: &[u8], width: usize, columns: Range<usize>) -> Vec<u8> {
         data.extend_from_slice(&row[columns.start * 3..columns.end * 3]);
     }
     data
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::preprocess::tests::noise;
+
+    proptest! {
+        #[test]
+        fn both_resizers_give_the_same_pixels_also_of_the_middle_of_a_picture(
+            source in (1_usize..80, 1_usize..80), size in (1_usize..80, 1_usize..80), margins in (0.0..0.5, 0.0..0.5),
+            filter in prop::sample::select(vec![Filter::Bilinear, Filter::Bicubic, Filter::Lanczos]),
+        ) {
+            let image = noise(source.1 as u32, source.0 as u32);
+            let margin = |length: usize, share: f64| ((length - 1) as f64 * share) as usize;
+            let window = |length: usize, share: f64| margin(length, share)..length - margin(length, share);
+            let (rows, columns) = (window(size.0, margins.0), window(size.1, margins.1));
+            let whole = Picture { pixels: image.as_raw(), size: source, cut: (0, 0) };
+            let [own, other] = [true, false].map(|own| {
+                resize_by(own, &whole, size, filter, rows.clone(), columns.clone())
+            });
+            prop_assert_eq!(&own, &other);
+            let cut = unseen(source, size, filter, rows.clone(), columns.clone());
+            let (width, height) = (source.1 - 2 * cut.1, source.0 - 2 * cut.0);
+            let middle =
+                image::imageops::crop_imm(&image, cut.1 as u32, cut.0 as u32, width as u32, height as u32).to_image();
+            let middle = Picture { pixels: middle.as_raw(), size: source, cut };
+            prop_assert_eq!(resize(&middle, size, filter, rows, columns), own);
+        }
+    }
 }

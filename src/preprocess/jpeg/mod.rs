@@ -1,6 +1,8 @@
 //! JPEG: its markers are read here, its pixels are decoded by the library that is compiled in.
 
 #[cfg(feature = "turbojpeg")]
+mod decompressor;
+#[cfg(feature = "turbojpeg")]
 mod turbo;
 #[cfg(not(feature = "turbojpeg"))]
 mod zune;

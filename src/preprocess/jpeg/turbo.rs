@@ -1,69 +1,77 @@
 //! JPEG pixels by libjpeg-turbo, the library of the reference: bit for bit the same, and reduced at little cost.
 
 use image::RgbImage;
-use turbojpeg::{Colorspace, DecompressHeader, Decompressor, Error, Image, PixelFormat, ScalingFactor};
+use turbojpeg::{PixelFormat, ScalingFactor};
 
+use super::decompressor::{Decompressor, Region};
 use super::{FORMAT, JpegDecoder, START_OF_SCAN, is_frame, next_marker, next_segment, stands_alone};
 use crate::preprocess::buffer;
 use crate::preprocess::container::Outline;
-use crate::preprocess::decode::{DecodeError, corrupt, unsupported};
+use crate::preprocess::decode::{DecodeError, Decoded, Demand, corrupt, unsupported};
 
 pub(in crate::preprocess) const DECODER: JpegDecoder = JpegDecoder { name: "libjpeg-turbo", lacks: None };
 
 /// Eighths of its size at which a picture can be decoded for less than in full.
 const REDUCTIONS: [usize; 3] = [1, 2, 4];
 
-/// Decodes the pixels of a JPEG whose outline has been checked, as stored, not turned upright: at the smallest scale
-/// that leaves no side shorter than `needed` (width, height).
+/// Pixels at an edge that depend on what lies beyond.
+const INTERPOLATED: usize = 2;
+
+/// Decodes the pixels of a JPEG whose outline has been checked, as stored, not turned upright: at the smallest scale that leaves no
+/// side shorter than demanded, without the margins for which there is no demand. What is wrong below what is demanded goes unseen.
 pub(in crate::preprocess) fn decode(
     bytes: &[u8],
     outline: &Outline<'_>,
-    needed: (u32, u32),
-) -> Result<RgbImage, DecodeError> {
-    let mut decompressor = Decompressor::new().map_err(failed)?;
-    // The wrapper takes a warning about the header for an error. Pillow takes no notice, so what is warned about
-    // is left out then.
-    match decompressor.read_header(bytes) {
-        Ok(header) => decode_with(decompressor, bytes, header, outline, needed),
-        Err(_) => {
-            let plain = plain(bytes);
-            let header = decompressor.read_header(&plain).map_err(failed)?;
-            decode_with(decompressor, &plain, header, outline, needed)
-        }
+    demand: &impl Demand,
+) -> Result<Decoded, DecodeError> {
+    // Warnings about the header would hide those about pixels. Pillow takes no notice of them, so what is warned about is left out.
+    match Decompressor::read(bytes) {
+        Ok(decompressor) => decode_with(decompressor, outline, demand),
+        Err(_) => decode_with(Decompressor::read(&plain(bytes)).map_err(failed)?, outline, demand),
     }
 }
 
 fn decode_with(
-    mut decompressor: Decompressor,
-    bytes: &[u8],
-    header: DecompressHeader,
+    decompressor: Decompressor<'_>,
     outline: &Outline<'_>,
-    needed: (u32, u32),
-) -> Result<RgbImage, DecodeError> {
-    let size = (outline.size.0 as usize, outline.size.1 as usize);
-    if (header.width, header.height) != size {
+    demand: &impl Demand,
+) -> Result<Decoded, DecodeError> {
+    let (header, full) = (&decompressor.header, outline.size);
+    let size = (full.0 as usize, full.1 as usize);
+    if header.size != size {
         return Err(corrupt(FORMAT, "it has two sizes"));
     }
-    let needed = (needed.0 as usize, needed.1 as usize);
-    let scale = if header.is_lossless { ScalingFactor::ONE } else { smallest_scale(size, needed) };
-    decompressor.set_scaling_factor(scale).map_err(failed)?;
-    let (width, height) = (scale.scale(size.0), scale.scale(size.1));
-    let inks = matches!(header.colorspace, Colorspace::CMYK | Colorspace::YCCK);
-    let format = if inks { PixelFormat::CMYK } else { PixelFormat::RGB };
-    let pitch = width * format.size();
-    let mut pixels = buffer::take(pitch * height);
-    let image = Image { pixels: pixels.as_mut_slice(), width, pitch, height, format };
-    match decompressor.decompress(bytes, image) {
-        // The wrapper takes warnings for errors, but the pixels are there.
-        Err(Error::TurboJpegError(message)) if is_harmless(&message) => {}
+    let needed = demand.size(full);
+    let scale = match header.is_lossless {
+        true => ScalingFactor::ONE,
+        false => smallest_scale(size, (needed.0 as usize, needed.1 as usize)),
+    };
+    let whole = (scale.scale(size.0), scale.scale(size.1));
+    let margins = demand.margins(full, (whole.0 as u32, whole.1 as u32));
+    let (left, top) = cut(header.block.map(|width| scale.scale(width)), margins);
+    let (width, height) = (whole.0 - 2 * left, whole.1 - 2 * top);
+    let has_inks = header.has_inks;
+    let format = if has_inks { PixelFormat::CMYK } else { PixelFormat::RGB };
+    let mut pixels = buffer::take(width * height * format.size());
+    match decompressor.decompress(scale, &Region { left, top, width, height }, format, &mut pixels) {
+        // The pixels are there.
+        Err(message) if is_harmless(&message) => {}
         outcome => outcome.map_err(failed)?,
     }
-    let pixels = if inks { inks_to_rgb(&pixels) } else { pixels };
-    RgbImage::from_raw(width as u32, height as u32, pixels).ok_or_else(|| corrupt(FORMAT, "pixels are missing"))
+    let pixels = if has_inks { inks_to_rgb(&pixels) } else { pixels };
+    let pixels = RgbImage::from_raw(width as u32, height as u32, pixels);
+    let pixels = pixels.ok_or_else(|| corrupt(FORMAT, "pixels are missing"))?;
+    Ok(Decoded { pixels, cut: (left as u32, top as u32), size: full })
 }
 
-fn failed(error: Error) -> DecodeError {
-    let Error::TurboJpegError(message) = error else { return corrupt(FORMAT, error) };
+/// What is cut of `margins` (columns, rows): whole blocks of this width. The outermost pixels of what remains would come out otherwise
+/// than in the whole picture, as colours are interpolated between neighbours, so they must not be needed.
+fn cut(block: Option<usize>, margins: (u32, u32)) -> (usize, usize) {
+    let beyond = |margin: u32| (margin as usize).saturating_sub(INTERPOLATED);
+    block.filter(|&width| width > 0).map_or((0, 0), |width| (beyond(margins.0) / width * width, beyond(margins.1)))
+}
+
+fn failed(message: String) -> DecodeError {
     // Some messages name the function first.
     let reason = message.split_once("(): ").map_or(message.as_str(), |(_, reason)| reason);
     if reason.starts_with("Unsupported") { unsupported(FORMAT, reason) } else { corrupt(FORMAT, reason) }
@@ -146,11 +154,53 @@ fn inks_to_rgb(pixels: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::preprocess::tests::{LIMITS, fixture, fixtures, noise, report};
-    use crate::preprocess::{DecodeMode, ImageProcessor, decode as decode_any, decode::decode_at_least};
+    use turbojpeg::{Image, Subsamp};
 
-    fn jpeg(image: &RgbImage, subsampling: turbojpeg::Subsamp) -> Vec<u8> {
+    use super::*;
+    use crate::preprocess::decode::decode_demanded;
+    use crate::preprocess::tests::{LIMITS, fixture, fixtures, noise, report};
+    use crate::preprocess::{DecodeMode, ImageProcessor, decode as decode_any};
+
+    /// A demand for this size and these margins.
+    struct Asked((u32, u32), (u32, u32));
+
+    impl Demand for Asked {
+        fn size(&self, _full: (u32, u32)) -> (u32, u32) {
+            self.0
+        }
+
+        fn margins(&self, _full: (u32, u32), _decoded: (u32, u32)) -> (u32, u32) {
+            self.1
+        }
+    }
+
+    #[test]
+    fn the_middle_of_a_picture_has_the_pixels_that_it_has_in_the_whole() {
+        let image = noise(150, 117);
+        let forms = [Subsamp::None, Subsamp::Sub1x2, Subsamp::Sub2x1, Subsamp::Sub2x2, Subsamp::Sub4x1, Subsamp::Gray];
+        let mut jpegs: Vec<_> = forms.map(|form| (format!("{form:?}"), jpeg(&image, form))).into();
+        jpegs.extend(fixtures().filter(|(file, _)| file.ends_with(".jpg")));
+        let mut cuts = 0;
+        for (name, bytes) in jpegs {
+            let whole = decode_any(&bytes, &LIMITS).unwrap();
+            for margins in [(0, 0), (1, 1), (3, 7), (20, 2), (19, 30), (40, 33), (60, 50)] {
+                let size = whole.dimensions();
+                let margins = (margins.0.min((size.0 - 1) / 2), margins.1.min((size.1 - 1) / 2));
+                let part = decode_demanded(&bytes, &LIMITS, &Asked(size, margins)).unwrap();
+                assert_eq!(part.size, size, "{name}");
+                assert!(part.cut.0 <= margins.0 && part.cut.1 <= margins.1, "{name} {margins:?} {:?}", part.cut);
+                cuts += usize::from(part.cut.0 > 0) + usize::from(part.cut.1 > 0);
+                let seen = (size.0 - 2 * margins.0, size.1 - 2 * margins.1);
+                let (x, y) = (margins.0 - part.cut.0, margins.1 - part.cut.1);
+                let ours = image::imageops::crop_imm(&part.pixels, x, y, seen.0, seen.1).to_image();
+                let wanted = image::imageops::crop_imm(&whole, margins.0, margins.1, seen.0, seen.1).to_image();
+                assert!(ours == wanted, "{name} without {margins:?}, of which {:?} were cut", part.cut);
+            }
+        }
+        assert!(cuts > 50, "{cuts}");
+    }
+
+    fn jpeg(image: &RgbImage, subsampling: Subsamp) -> Vec<u8> {
         let (width, height) = (image.width() as usize, image.height() as usize);
         let pixels = image.as_raw().as_slice();
         let image = Image { pixels, width, pitch: width * 3, height, format: PixelFormat::RGB };
@@ -206,11 +256,7 @@ mod tests {
     #[test]
     fn a_picture_that_is_to_be_turned_keeps_its_full_size() {
         // 24x16 as stored.
-        let decoded = decode_at_least(&fixture("orientation6.jpg"), &LIMITS, |size| {
-            assert_eq!(size, (16, 24));
-            (8, 9)
-        });
-        let decoded = decoded.unwrap();
+        let decoded = decode_demanded(&fixture("orientation6.jpg"), &LIMITS, &Asked((8, 9), (0, 0))).unwrap();
         assert_eq!((decoded.pixels.dimensions(), decoded.size), ((8, 12), (16, 24)));
     }
 
@@ -220,13 +266,30 @@ mod tests {
     }
 
     #[test]
+    fn tensors_are_those_of_the_whole_picture() {
+        let configs = [
+            serde_json::json!({"image_processor_type": "CLIPImageProcessor", "size": 60, "crop_size": 48}),
+            serde_json::json!({"image_processor_type": "ViTImageProcessor", "size": {"height": 50, "width": 40}}),
+            serde_json::json!({"image_processor_type": "ConvNextImageProcessor", "size": 56, "crop_pct": 0.875}),
+        ];
+        let large = [Subsamp::Sub2x2, Subsamp::None].map(|form| ("noise".to_owned(), jpeg(&noise(310, 190), form)));
+        for (name, bytes) in fixtures().filter(|(file, _)| file.ends_with(".jpg")).chain(large) {
+            for config in &configs {
+                let processor = ImageProcessor::from_json(config, None).unwrap();
+                let whole = processor.prepare(&decode_any(&bytes, &LIMITS).unwrap());
+                assert!(processor.read(&bytes, &LIMITS, DecodeMode::Exact).unwrap() == whole, "{name}: {config}");
+            }
+        }
+    }
+
+    #[test]
     fn fast_tensors_are_near_the_exact_ones_and_not_shifted() {
         // At a quarter, 226x151, the longer side would come out as 89 instead of 90, and the crop a pixel off.
         let (exact, fast): (Vec<_>, Vec<_>) = [(904, 602), (602, 904)]
             .into_iter()
             .flat_map(|(width, height)| {
                 let smooth = image::imageops::blur(&noise(width, height), 4.0);
-                let bytes = jpeg(&smooth, turbojpeg::Subsamp::Sub2x2);
+                let bytes = jpeg(&smooth, Subsamp::Sub2x2);
                 let tensors = (tensor(&bytes, DecodeMode::Exact), tensor(&bytes, DecodeMode::Fast));
                 tensors.0.into_iter().zip(tensors.1)
             })

@@ -7,7 +7,7 @@ use image::{ColorType, ImageDecoder, RgbImage};
 
 use super::{FORMAT, JpegDecoder};
 use crate::preprocess::container::Outline;
-use crate::preprocess::decode::{DecodeError, corrupt, into_decode_error};
+use crate::preprocess::decode::{DecodeError, Decoded, Demand, corrupt, into_decode_error};
 
 pub(in crate::preprocess) const DECODER: JpegDecoder = JpegDecoder {
     name: "zune-jpeg",
@@ -24,8 +24,8 @@ pub(in crate::preprocess) const DECODER: JpegDecoder = JpegDecoder {
 pub(in crate::preprocess) fn decode(
     bytes: &[u8],
     _outline: &Outline<'_>,
-    _needed: (u32, u32),
-) -> Result<RgbImage, DecodeError> {
+    _demand: &impl Demand,
+) -> Result<Decoded, DecodeError> {
     let failed = |error| into_decode_error(FORMAT, error);
     let decoder = jpeg::JpegDecoder::new(Cursor::new(bytes)).map_err(failed)?;
     let (width, height) = decoder.dimensions();
@@ -36,5 +36,7 @@ pub(in crate::preprocess) fn decode(
     if color == ColorType::L8 {
         buffer = buffer.iter().flat_map(|&gray| [gray; 3]).collect();
     }
-    RgbImage::from_raw(width, height, buffer).ok_or_else(|| corrupt(FORMAT, "its colour type is not supported"))
+    let pixels = RgbImage::from_raw(width, height, buffer);
+    let pixels = pixels.ok_or_else(|| corrupt(FORMAT, "its colour type is not supported"))?;
+    Ok(Decoded { pixels, cut: (0, 0), size: (width, height) })
 }

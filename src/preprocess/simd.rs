@@ -1,0 +1,154 @@
+//! The resampling kernel's sums on processors with AVX2, to the same bits; elsewhere nothing here does anything.
+
+use super::kernel::Kernel;
+
+/// Are there vector instructions for this processor?
+pub(super) fn is_available() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::is_x86_feature_detected!("avx2");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// [`Kernel::horizontal`] for rows of `stride` bytes, if it can be done here.
+pub(super) fn horizontal(kernel: &Kernel, pixels: &[u8], stride: usize, first: usize) -> Option<Vec<u8>> {
+    #[cfg(target_arch = "x86_64")]
+    if is_available() {
+        #[expect(unsafe_code, reason = "the compiler cannot see that the processor has been asked")]
+        // SAFETY: the processor has AVX2.
+        return Some(unsafe { avx2::horizontal(kernel, pixels, stride, first) });
+    }
+    let _ = (kernel, pixels, stride, first);
+    None
+}
+
+/// [`Kernel::vertical`] into `output`, for as many bytes of each row as can be done here, which it returns.
+pub(super) fn vertical(kernel: &Kernel, pixels: &[u8], stride: usize, first: usize, output: &mut [u8]) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if is_available() {
+        #[expect(unsafe_code, reason = "the compiler cannot see that the processor has been asked")]
+        // SAFETY: the processor has AVX2.
+        return unsafe { avx2::vertical(kernel, pixels, stride, first, output) };
+    }
+    let _ = (kernel, pixels, stride, first, output);
+    0
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::super::kernel::{Kernel, LANES};
+
+    /// Rows that are resampled side by side.
+    const ROWS: usize = 4;
+    /// Bytes that a row of pixels is read by.
+    const BLOCK: usize = 16;
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn horizontal(kernel: &Kernel, pixels: &[u8], stride: usize, first: usize) -> Vec<u8> {
+        let target = kernel.starts.len() * 3;
+        let rows = pixels.len() / stride.max(1);
+        let mut output = vec![0; rows * target];
+        // Blocks reach beyond what they are read for, so the last rows are read from a longer copy.
+        let beyond = BLOCK * (1 + kernel.taps / LANES);
+        let copied = pixels.len().saturating_sub(beyond) / (ROWS * stride).max(1) * ROWS;
+        let mut last = vec![0; (rows - copied).next_multiple_of(ROWS) * stride + beyond];
+        last[..(rows - copied) * stride].copy_from_slice(&pixels[copied * stride..rows * stride]);
+        let groups = (0..copied).step_by(ROWS).map(|row| &pixels[row * stride..]);
+        let groups = groups.chain((0..rows - copied).step_by(ROWS).map(|row| &last[row * stride..]));
+        let mut four = [vec![0; target], vec![0; target], vec![0; target], vec![0; target]];
+        for (group, place) in groups.zip(output.chunks_mut((ROWS * target).max(1))) {
+            four_rows(kernel, group, stride, first, &mut four);
+            place.chunks_exact_mut(target).zip(&four).for_each(|(place, row)| place.copy_from_slice(row));
+        }
+        output
+    }
+
+    /// The first four rows of `pixels`, which go on for a block behind them.
+    #[target_feature(enable = "avx2")]
+    fn four_rows(kernel: &Kernel, pixels: &[u8], stride: usize, first: usize, output: &mut [Vec<u8>; ROWS]) {
+        // Of two pixels, red next to red, green to green, blue to blue, each as 16 bits.
+        const NONE: i8 = -128;
+        let first_two = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+            0, NONE, 3, NONE, 1, NONE, 4, NONE, 2, NONE, 5, NONE, NONE, NONE, NONE, NONE,
+        ));
+        let next_two = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+            6, NONE, 9, NONE, 7, NONE, 10, NONE, 8, NONE, 11, NONE, NONE, NONE, NONE, NONE,
+        ));
+        let precision = _mm_cvtsi32_si128(kernel.precision as i32);
+        let half = _mm256_set1_epi32(kernel.half());
+        let [a, b, c, d] = output;
+        let outputs = a.as_chunks_mut::<3>().0.iter_mut().zip(b.as_chunks_mut::<3>().0);
+        let outputs = outputs.zip(c.as_chunks_mut::<3>().0.iter_mut().zip(d.as_chunks_mut::<3>().0));
+        for ((start, weights), ((a, b), (c, d))) in kernel.each().zip(outputs) {
+            let (mut ab, mut cd) = (half, half);
+            let mut at = (start - first) * 3;
+            for &[w0, w1, w2, w3] in weights.as_chunks::<LANES>().0 {
+                let (one, two) = (_mm256_set1_epi32(pair(w0, w1)), _mm256_set1_epi32(pair(w2, w3)));
+                let upper = two_blocks(&pixels[at..], &pixels[at + stride..]);
+                let lower = two_blocks(&pixels[at + 2 * stride..], &pixels[at + 3 * stride..]);
+                ab = _mm256_add_epi32(ab, _mm256_madd_epi16(_mm256_shuffle_epi8(upper, first_two), one));
+                cd = _mm256_add_epi32(cd, _mm256_madd_epi16(_mm256_shuffle_epi8(lower, first_two), one));
+                ab = _mm256_add_epi32(ab, _mm256_madd_epi16(_mm256_shuffle_epi8(upper, next_two), two));
+                cd = _mm256_add_epi32(cd, _mm256_madd_epi16(_mm256_shuffle_epi8(lower, next_two), two));
+                at += LANES * 3;
+            }
+            // Packing saturates, which is what clamping is.
+            let (ab, cd) = (_mm256_sra_epi32(ab, precision), _mm256_sra_epi32(cd, precision));
+            let words = _mm256_packs_epi32(ab, cd);
+            let bytes = _mm256_packus_epi16(words, words);
+            let [a0, a1, a2, _, c0, c1, c2, _] = _mm256_extract_epi64::<0>(bytes).to_le_bytes();
+            let [b0, b1, b2, _, d0, d1, d2, _] = _mm256_extract_epi64::<2>(bytes).to_le_bytes();
+            (*a, *b, *c, *d) = ([a0, a1, a2], [b0, b1, b2], [c0, c1, c2], [d0, d1, d2]);
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn vertical(kernel: &Kernel, pixels: &[u8], stride: usize, first: usize, output: &mut [u8]) -> usize {
+        let precision = _mm_cvtsi32_si128(kernel.precision as i32);
+        let last = (pixels.len() / stride.max(1)).saturating_sub(1);
+        let done = stride / BLOCK * BLOCK;
+        for ((start, weights), target) in kernel.each().zip(output.chunks_exact_mut(stride.max(1))) {
+            for (block, place) in target.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+                let (mut left, mut right) = (_mm256_set1_epi32(kernel.half()), _mm256_set1_epi32(kernel.half()));
+                for (step, &[w0, w1]) in weights.as_chunks::<2>().0.iter().enumerate() {
+                    // Weights of 0 may reach beyond the last row.
+                    let row = |row: usize| block_of(&pixels[row.min(last) * stride + block * BLOCK..]);
+                    let (upper, lower) = (row(start - first + 2 * step), row(start - first + 2 * step + 1));
+                    let weights = _mm256_set1_epi32(pair(w0, w1));
+                    let low = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(upper, lower));
+                    let high = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(upper, lower));
+                    left = _mm256_add_epi32(left, _mm256_madd_epi16(low, weights));
+                    right = _mm256_add_epi32(right, _mm256_madd_epi16(high, weights));
+                }
+                let (left, right) = (_mm256_sra_epi32(left, precision), _mm256_sra_epi32(right, precision));
+                // Packing goes by halves of a register, so their quarters have to be put in order.
+                let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(left, right));
+                let bytes = _mm256_packus_epi16(words, words);
+                place[..8].copy_from_slice(&_mm256_extract_epi64::<0>(bytes).to_le_bytes());
+                place[8..].copy_from_slice(&_mm256_extract_epi64::<2>(bytes).to_le_bytes());
+            }
+        }
+        done
+    }
+
+    /// Two weights as the multiplication takes them.
+    fn pair(first: i16, second: i16) -> i32 {
+        i32::from(first) & 0xffff | i32::from(second) << 16
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn two_blocks(lower: &[u8], upper: &[u8]) -> __m256i {
+        _mm256_set_m128i(block_of(upper), block_of(lower))
+    }
+
+    /// The first 16 bytes.
+    #[target_feature(enable = "avx2")]
+    #[expect(unsafe_code, reason = "put together byte by byte it takes three times as long")]
+    fn block_of(bytes: &[u8]) -> __m128i {
+        let block = bytes.first_chunk::<BLOCK>().unwrap_or(&[0; BLOCK]);
+        // SAFETY: there are as many bytes, and they need no alignment.
+        unsafe { _mm_loadu_si128(block.as_ptr().cast()) }
+    }
+}

@@ -22,8 +22,8 @@ use crate::preprocess::{DecodeLimits, ImageProcessor};
 use crate::runtime::{ExecutionProvider, Precision, Runtime};
 use crate::telemetry::Metrics;
 
-/// How long one batch size is measured in a pass, and the runs that it takes at least.
-const MEASURED: (Duration, usize) = (Duration::from_millis(100), 2);
+/// How long one batch size is measured in a pass, and the runs that it takes at least: a long one says as much as many short ones.
+const MEASURED: (Duration, usize) = (Duration::from_millis(100), 1);
 
 /// How often all batch sizes are gone through.
 const PASSES: usize = 2;
@@ -169,8 +169,12 @@ fn perform<B: Binding>(opener: &Opener<B>, plan: &Plan, items: &[B::Item], faste
         trial.answers.push(session.model.rows(std::slice::from_ref(item))?.row(0).to_vec());
     }
     // Others may have had a core for a moment, and even a second: of each size the best pass counts.
-    for _ in 0..PASSES {
+    for pass in 0..PASSES {
         for (index, &size) in sizes.iter().enumerate() {
+            if pass == 0 {
+                // The first run of a size is slow.
+                timed_runs(&mut sessions, (Duration::ZERO, 1), |model| Ok(model.run_samples(size).map(drop)?))?;
+            }
             let speed = measure_size(&mut sessions, size)?;
             match trial.speeds.get_mut(index) {
                 Some(best) if best.per_second >= speed.per_second => {}
@@ -193,8 +197,6 @@ pub(super) fn batch_sizes(max: usize) -> Vec<usize> {
 
 /// Runs batches of `size` in all sessions at once.
 fn measure_size<B: Binding>(sessions: &mut [Warmed<B>], size: usize) -> Result<Speed, LoadError> {
-    // The first of a size is slow.
-    timed_runs(sessions, (Duration::ZERO, 1), |model| Ok(model.run_samples(size).map(drop)?))?;
     let timed = timed_runs(sessions, MEASURED, |model| Ok(model.run_samples(size).map(drop)?))?;
     let per_second = timed.iter().map(|session| session.per_second() * size as f64).sum();
     let fastest = timed.iter().flat_map(|session| &session.runs).min().copied().unwrap_or_default();

@@ -82,6 +82,10 @@ impl Candidate {
 /// Two figures that lie closer than this are taken for equal: the same one moves by as much between two measurements.
 const NOISE: f64 = 0.03;
 
+/// A larger batch has to do so much more to be worth the longer wait. Less than [`NOISE`], as batch sizes of one plan are measured
+/// within a second.
+const LARGER_BATCH_GAIN: f64 = 0.015;
+
 /// What sessions of several threads lose while a server also decodes: a run waits for its slowest thread, and decoding takes cores
 /// from under some of them. Measured over HTTP with 32 connections, one session of two threads did 8 to 12 % less than two of one,
 /// where by themselves they were equal.
@@ -121,7 +125,7 @@ pub(super) fn choose(candidates: &[Candidate], objective: Objective, latitude: L
         };
         if better { other } else { best }
     })?;
-    let enough = best.best_per_second() * (1.0 - NOISE);
+    let enough = best.best_per_second() * (1.0 - LARGER_BATCH_GAIN);
     let batch = best.speeds.iter().find(|speed| speed.per_second >= enough)?;
     let plan = best.plan(batch.batch_size);
     // On a GPU a batch of a few costs hardly more than one, so no session should wait for a full one.

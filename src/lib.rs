@@ -13,7 +13,7 @@
 //! 3. A thread of the [`cpu_pool`] decodes and preprocesses the image ([`preprocess`]) and puts the tensor into the graph's
 //!    queue ([`batching`]).
 //! 4. A worker, a thread that owns one session or a share in one, takes a batch when it is due, runs it ([`runtime`]) and sends
-//!    each job its own answer. Where it pays, a solo worker with all cores takes single jobs while too few wait for a batch.
+//!    each job its own answer. Where it pays, a solo worker with all cores takes lone jobs, and what is too few for a batch.
 //! 5. The handler turns the answer into scores and labels ([`models`], [`postprocess`]) and writes JSON.
 //!
 //! Zero-shot is the same twice: the image goes to the vision encoder's queue, prompts whose embedding is not cached

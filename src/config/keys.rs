@@ -99,7 +99,7 @@ pub const KEYS: &[Key] = &[
         "solo_threads",
         "N",
         "",
-        "Threads of a further session that runs single items while fewer than max_batch_size wait; by default none, or what tuning finds better.",
+        "Threads of a further session that runs lone items, and what is too few for a batch; by default none, or what tuning finds better.",
     ),
     model_key(
         "tune",

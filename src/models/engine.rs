@@ -38,8 +38,7 @@ pub struct GraphInfo {
     pub instances: usize,
     /// Inference threads per session.
     pub threads: usize,
-    /// Threads of a further session that runs single images while too few wait for a full batch; the others then run full
-    /// batches alone.
+    /// Threads of a further session that runs lone images, and what is too few for a batch; the others then run full batches alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub solo_threads: Option<usize>,
     /// What was measured to choose all this, where it was left open.
@@ -348,7 +347,13 @@ impl<B: Binding> First<B> {
                 plan.max_batch_size = 1;
             }
             match open_crew(opener, &plan) {
-                Ok(sessions) => return Ok(Self { plan, sessions, reason: reason(settings, &failures), tuning: None }),
+                Ok(sessions) => {
+                    let mut reason = reason(settings, &failures);
+                    if plan.max_batch_size < settings.batch_policy.max_batch_size {
+                        reason += "; batches of one until tuning has measured";
+                    }
+                    return Ok(Self { plan, sessions, reason, tuning: None });
+                }
                 Err(error) if settings.device.is_some() => return Err(error),
                 Err(error) => {
                     let provider = provider.name();

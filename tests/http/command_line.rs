@@ -118,7 +118,11 @@ fn settings_come_from_variables_and_files_too() {
     std::fs::write(&file, "max_batch_size = 2\n[models.tiny-classifier]\ninstances = 2\n").unwrap();
     let run = |variables: &[(&str, &str)]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ocelli"));
-        command.args(["models", "--device", "cpu", "--models-dir"]).arg(models.path()).arg("--config").arg(&file);
+        command
+            .args(["models", "--device", "cpu", "--tune", "off", "--models-dir"])
+            .arg(models.path())
+            .arg("--config")
+            .arg(&file);
         let output = command.envs(variables.iter().copied()).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
         text(&output.stdout)
     };

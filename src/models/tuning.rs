@@ -82,9 +82,9 @@ impl Candidate {
 /// Two figures that lie closer than this are taken for equal: the same one moves by as much between two measurements.
 const NOISE: f64 = 0.03;
 
-/// A larger batch has to do so much more to be worth the longer wait. Less than [`NOISE`], as batch sizes of one plan are measured
-/// within a second.
-const LARGER_BATCH_GAIN: f64 = 0.015;
+/// A larger batch has to do so much more to be worth its place, and as much again for each so many milliseconds that it runs: who
+/// comes meanwhile waits for all of it. Less than [`NOISE`], as batch sizes of one plan are measured within a second or two.
+const LARGER_BATCH_GAIN: (f64, f64) = (0.015, 100.0);
 
 /// What sessions of several threads lose while a server also decodes: a run waits for its slowest thread, and decoding takes cores
 /// from under some of them. Measured over HTTP with 32 connections, one session of two threads did 8 to 12 % less than two of one,
@@ -125,8 +125,7 @@ pub(super) fn choose(candidates: &[Candidate], objective: Objective, latitude: L
         };
         if better { other } else { best }
     })?;
-    let enough = best.best_per_second() * (1.0 - LARGER_BATCH_GAIN);
-    let batch = best.speeds.iter().find(|speed| speed.per_second >= enough)?;
+    let batch = smallest_batch(&best.speeds)?;
     let plan = best.plan(batch.batch_size);
     // On a GPU a batch of a few costs hardly more than one, so no session should wait for a full one.
     if objective == Objective::Latency || latitude != Latitude::SoloSession || !best.provider.is_on_cpu() {
@@ -137,6 +136,16 @@ pub(super) fn choose(candidates: &[Candidate], objective: Objective, latitude: L
     let solo = same.min_by(|a, b| a.single_ms().total_cmp(&b.single_ms()))?;
     let gains = solo.single_ms() < best.single_ms() * (1.0 - SOLO_GAIN);
     Some(Plan { solo_threads: gains.then_some(solo.threads), ..plan })
+}
+
+/// The smallest batch than which no larger one does enough more.
+fn smallest_batch(speeds: &[Speed]) -> Option<Speed> {
+    let (gain, per_ms) = LARGER_BATCH_GAIN;
+    let pays = |large: &Speed, small: &Speed| {
+        large.per_second > small.per_second * (1.0 + gain * (1.0 + large.run_ms / per_ms))
+    };
+    let mut each = speeds.iter().enumerate();
+    each.find_map(|(index, small)| speeds[index..].iter().all(|large| !pays(large, small)).then_some(*small))
 }
 
 /// Compares probabilities with those of f32, a row an item: the furthest that one moved, and why that is too far, if it is.
@@ -251,6 +260,16 @@ mod tests {
         let all = [candidate(1, &[(1, 99.0, 10.0), (8, 100.0, 80.0)]), candidate(2, &[(1, 101.0, 9.9)])];
         let plan = choose(&all, Objective::Throughput, Latitude::Bound(1.5)).unwrap();
         assert_eq!((plan.instances, plan.max_batch_size), (1, 1), "nor is a larger batch taken that does not pay");
+    }
+
+    #[test]
+    fn a_larger_batch_has_to_pay_the_more_the_longer_it_runs() {
+        let batch = |speeds: &[(usize, f64, f64)]| smallest_batch(&candidate(1, speeds).speeds).unwrap().batch_size;
+        assert_eq!(batch(&[(1, 100.0, 10.0), (2, 101.0, 20.0)]), 1);
+        assert_eq!(batch(&[(1, 100.0, 10.0), (2, 103.0, 19.0)]), 2);
+        assert_eq!(batch(&[(1, 24.5, 80.0), (2, 25.2, 160.0), (4, 25.8, 310.0), (8, 26.3, 620.0)]), 1, "ViT-B/16");
+        assert_eq!(batch(&[(1, 80.3, 24.0), (2, 90.7, 44.0), (4, 97.0, 82.0), (8, 102.9, 155.0)]), 8, "CLIP ViT-B/32");
+        assert_eq!(batch(&[(1, 100.0, 10.0), (2, 90.0, 22.0), (4, 120.0, 33.0)]), 4, "a dip is no end");
     }
 
     fn with_threads(threads: usize, candidate: Candidate) -> Candidate {

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::image_encoder::{ImageBinding, ImageEncoder};
 use super::opener::{BatchSizes, GraphModel, Opener, Plan, Use, providers};
-use super::trial::{batch_sizes, timed_runs};
+use super::trial::{batch_sizes, runs_per_second, timed_runs};
 use super::tuning::{Latitude, choose};
 use super::{GraphInfo, LoadError, LoadedModel, PredictError};
 use crate::batching::{Model, Role};
@@ -309,7 +309,7 @@ fn inference_costs(
         let cpu = cpu_time(ClockId::ProcessCPUTime);
         let timed = timed_runs(&mut sessions, (request.time, LEAST_RUNS), run)?;
         let cpu = cpu_time(ClockId::ProcessCPUTime).saturating_sub(cpu);
-        let per_second = timed.iter().map(|session| session.per_second() * batch_size as f64).sum();
+        let per_second = runs_per_second(&timed) * batch_size as f64;
         let mut runs: Vec<Duration> = timed.into_iter().flat_map(|session| session.runs).collect();
         let fastest = runs.iter().min().copied().unwrap_or_default();
         Ok(InferenceCost {

@@ -198,7 +198,7 @@ pub(super) fn batch_sizes(max: usize) -> Vec<usize> {
 /// Runs batches of `size` in all sessions at once.
 fn measure_size<B: Binding>(sessions: &mut [Warmed<B>], size: usize) -> Result<Speed, LoadError> {
     let timed = timed_runs(sessions, MEASURED, |model| Ok(model.run_samples(size).map(drop)?))?;
-    let per_second = timed.iter().map(|session| session.per_second() * size as f64).sum();
+    let per_second = runs_per_second(&timed) * size as f64;
     let fastest = timed.iter().flat_map(|session| &session.runs).min().copied().unwrap_or_default();
     Ok(Speed { batch_size: size, per_second, run_ms: fastest.as_secs_f64() * 1e3 })
 }
@@ -211,11 +211,20 @@ pub(super) struct TimedRuns {
     pub(super) runs: Vec<Duration>,
 }
 
-impl TimedRuns {
-    /// Runs per second.
-    pub(super) fn per_second(&self) -> f64 {
-        self.runs.len() as f64 / self.time.as_secs_f64()
-    }
+/// Runs per second of all sessions together, for as long as all of them ran: where they are more than the cores, those that end last
+/// have cores to themselves for a while, and would look faster than they can be together.
+pub(super) fn runs_per_second(sessions: &[TimedRuns]) -> f64 {
+    let window = sessions.iter().map(|session| session.time.as_secs_f64()).fold(f64::INFINITY, f64::min);
+    let within = |session: &TimedRuns| {
+        let mut left = window;
+        let parts = session.runs.iter().map(|run| {
+            let part = (left / run.as_secs_f64()).clamp(0.0, 1.0);
+            left -= run.as_secs_f64();
+            part
+        });
+        parts.sum::<f64>()
+    };
+    sessions.iter().map(within).sum::<f64>() / window
 }
 
 /// Repeats `run` in all sessions at once, for the time given and at least so many times. None stops before all have had enough:
@@ -271,6 +280,23 @@ fn panicked() -> LoadError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_time_in_which_all_sessions_ran_counts() {
+        let session = |milliseconds: &[u64]| {
+            let runs: Vec<Duration> = milliseconds.iter().map(|&time| Duration::from_millis(time)).collect();
+            TimedRuns { time: runs.iter().sum(), runs }
+        };
+        let alike = [session(&[100, 100]), session(&[100, 100])];
+        assert!((runs_per_second(&alike) - 20.0).abs() < 1e-9);
+        // A session of shorter runs.
+        let uneven = [session(&[100, 100]), session(&[100, 50, 50])];
+        assert!((runs_per_second(&uneven) - 25.0).abs() < 1e-9);
+        let late = [session(&[100]), session(&[100, 50])];
+        assert!((runs_per_second(&late) - 20.0).abs() < 1e-9);
+        let half = [session(&[100]), session(&[200])];
+        assert!((runs_per_second(&half) - 15.0).abs() < 1e-9);
+    }
 
     #[test]
     fn batch_sizes_are_powers_of_two_and_the_largest() {

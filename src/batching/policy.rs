@@ -18,8 +18,8 @@ pub enum Role {
     Any,
     /// Full batches alone. What is too few for one is for the solo worker of the crew.
     Full,
-    /// One job at a time, with all cores: a lone one while nothing runs, and others while too few wait for a full batch and a
-    /// core is free.
+    /// One job at a time, with all cores: while too few wait for a full batch and a core is free, and while that answers all there
+    /// are sooner than a batch would.
     Solo,
 }
 
@@ -30,8 +30,8 @@ pub struct Situation {
     pub len: usize,
     /// How long the oldest of them has.
     pub oldest_age: Duration,
-    /// Is no worker running anything, and no job on its way to the queue?
-    pub idle: bool,
+    /// Would the solo worker have answered all there are before a batch that began now were done?
+    pub solo_is_sooner: bool,
     /// Are all workers of the role [`Role::Full`] running a batch?
     pub cores_taken: bool,
     /// Will no more jobs come?
@@ -68,11 +68,11 @@ impl BatchPolicy {
         }
     }
 
-    /// Is what waits for the solo worker, where there is one? A lone job is, also where batches are of one, while nothing else is to
-    /// be done: with all cores it is answered soonest. While others compute, all cores together do less than each by itself.
+    /// Is what waits for the solo worker, where there is one? While others compute on every core, it is not: all cores together do
+    /// less than each by itself.
     pub(super) fn is_for_solo(&self, situation: Situation) -> bool {
-        let Situation { len, idle, cores_taken, .. } = situation;
-        if len >= self.max_batch_size { len == 1 && idle } else { !cores_taken }
+        let Situation { len, solo_is_sooner, cores_taken, .. } = situation;
+        !cores_taken && (len < self.max_batch_size || solo_is_sooner)
     }
 
     /// A run of `size` jobs, once the oldest has waited as long as it may.
@@ -101,7 +101,7 @@ mod tests {
     }
 
     fn situation(len: usize, oldest_age: Duration) -> Situation {
-        Situation { len, oldest_age, idle: true, cores_taken: false, closed: false }
+        Situation { len, oldest_age, solo_is_sooner: false, cores_taken: false, closed: false }
     }
 
     fn closed(len: usize) -> Situation {
@@ -137,19 +137,19 @@ mod tests {
         assert_eq!(policy.decide(Role::Full, situation(3, MS)), Decision::WaitForJobs);
         assert_eq!(policy.decide(Role::Solo, situation(3, MS)), Decision::Run(1));
         assert_eq!(policy.decide(Role::Solo, situation(4, MS)), Decision::WaitForJobs);
-        let busy = Situation { idle: false, cores_taken: true, ..situation(3, MS) };
+        let busy = Situation { cores_taken: true, ..situation(3, MS) };
         assert_eq!(policy.decide(Role::Solo, busy), Decision::WaitForJobs);
     }
 
     #[test]
-    fn where_batches_are_of_one_a_lone_job_is_for_the_solo_worker_while_nothing_runs() {
-        let policy = policy(1, Duration::ZERO);
-        assert_eq!(policy.decide(Role::Solo, situation(1, MS)), Decision::Run(1));
-        assert_eq!(policy.decide(Role::Full, situation(1, MS)), Decision::WaitForJobs);
-        let others_run = Situation { idle: false, ..situation(1, MS) };
-        for situation in [others_run, situation(2, MS)] {
-            assert_eq!(policy.decide(Role::Solo, situation), Decision::WaitForJobs);
-            assert_eq!(policy.decide(Role::Full, situation), Decision::Run(1));
+    fn a_full_batch_is_for_the_solo_worker_where_that_is_sooner_done() {
+        for (max, len) in [(1, 1), (4, 4), (4, 6)] {
+            let policy = policy(max, Duration::ZERO);
+            let sooner = Situation { solo_is_sooner: true, ..situation(len, MS) };
+            assert_eq!(policy.decide(Role::Solo, sooner), Decision::Run(1));
+            assert_eq!(policy.decide(Role::Full, sooner), Decision::WaitForJobs);
+            assert_eq!(policy.decide(Role::Solo, situation(len, MS)), Decision::WaitForJobs);
+            assert_eq!(policy.decide(Role::Full, situation(len, MS)), Decision::Run(max));
         }
     }
 
@@ -188,10 +188,10 @@ mod tests {
 
         #[test]
         fn jobs_are_always_for_somebody_once_a_worker_is_idle(
-            max in 1usize..64, len in 1usize..200, idle: bool, closed: bool,
+            max in 1usize..64, len in 1usize..200, solo_is_sooner: bool, closed: bool,
         ) {
             let policy = policy(max, Duration::ZERO);
-            let situation = Situation { idle, closed, ..situation(len, Duration::ZERO) };
+            let situation = Situation { solo_is_sooner, closed, ..situation(len, Duration::ZERO) };
             let runs = |role| matches!(policy.decide(role, situation), Decision::Run(_));
             prop_assert!(runs(Role::Full) != runs(Role::Solo), "one of the two, and not both");
         }

@@ -65,6 +65,9 @@ struct State<M: Model> {
     crew: Crew,
     /// Moving average of what one job costs a worker; `None` before the first batch.
     time_per_job: Option<Duration>,
+    /// Moving averages of how long a run takes: of the solo worker, and of a full batch; `None` before the first.
+    solo_run: Option<Duration>,
+    batch_run: Option<Duration>,
 }
 
 impl<M: Model> BatchQueue<M> {
@@ -83,6 +86,8 @@ impl<M: Model> BatchQueue<M> {
             coming: 0,
             crew: Crew(0),
             time_per_job: None,
+            solo_run: None,
+            batch_run: None,
         };
         let (for_batches, for_solo, ended) = (Condvar::new(), Condvar::new(), Condvar::new());
         Self { state: Mutex::new(state), for_batches, for_solo, ended, capacity, metrics }
@@ -94,7 +99,8 @@ impl<M: Model> BatchQueue<M> {
         let mut state = self.lock();
         let crew = Crew(state.crew.0 + 1);
         (state.policy, state.workers, state.has_solo) = (policy, workers.max(1), has_solo);
-        (state.crew, state.busy, state.solo_busy, state.time_per_job) = (crew, 0, false, None);
+        (state.crew, state.busy, state.solo_busy) = (crew, 0, false);
+        (state.time_per_job, state.solo_run, state.batch_run) = (None, None, None);
         drop(state);
         self.wake_all();
         crew
@@ -200,10 +206,18 @@ impl<M: Model> BatchQueue<M> {
         let workers = if role == Role::Solo { state.workers } else { 1 };
         let share = u32::try_from(size.max(1)).unwrap_or(u32::MAX);
         let per_job = time.saturating_mul(u32::try_from(workers).unwrap_or(u32::MAX)) / share;
-        state.time_per_job = Some(state.time_per_job.map_or(per_job, |average| (average * 7 + per_job) / 8));
+        state.time_per_job = Some(averaged(state.time_per_job, per_job));
         match role {
-            Role::Solo => state.solo_busy = false,
-            Role::Any | Role::Full => state.busy = state.busy.saturating_sub(1),
+            Role::Solo => {
+                state.solo_busy = false;
+                state.solo_run = Some(averaged(state.solo_run, time));
+            }
+            Role::Any | Role::Full => {
+                state.busy = state.busy.saturating_sub(1);
+                if size == state.policy.max_batch_size {
+                    state.batch_run = Some(averaged(state.batch_run, time));
+                }
+            }
         }
         // There are cores again, perhaps for another worker's kind of work.
         self.wake_one(&state);
@@ -265,10 +279,19 @@ impl<M: Model> State<M> {
         Situation {
             len: self.jobs.len(),
             oldest_age: self.jobs.front().map_or(Duration::ZERO, |oldest| now - oldest.since),
-            idle: self.busy == 0 && !self.solo_busy && self.coming == 0,
+            solo_is_sooner: self.solo_is_sooner(),
             cores_taken: self.busy >= self.workers,
             closed: self.closed,
         }
+    }
+
+    /// Would the solo worker have answered the jobs that wait, are on their way or run before a full batch were done? Not once a
+    /// batch runs. A lone job it always would, so that its time is learned anew where other load has distorted it.
+    fn solo_is_sooner(&self) -> bool {
+        let jobs = self.jobs.len() + self.coming + usize::from(self.solo_busy);
+        let all_by_itself = self.solo_run.map(|time| time.saturating_mul(u32::try_from(jobs).unwrap_or(u32::MAX)));
+        let sooner = all_by_itself.zip(self.batch_run).is_some_and(|(solo, batch)| solo <= batch);
+        self.busy == 0 && (jobs <= 1 || sooner)
     }
 
     /// When the turn of a job that came now would be, as far as can be told. An empty queue never refuses.
@@ -276,6 +299,11 @@ impl<M: Model> State<M> {
         let turns = u32::try_from(self.jobs.len() / self.workers).unwrap_or(u32::MAX);
         self.time_per_job.map_or(Duration::ZERO, |time| time.saturating_mul(turns))
     }
+}
+
+/// A moving average with one more value in it.
+fn averaged(average: Option<Duration>, value: Duration) -> Duration {
+    average.map_or(value, |average| (average * 7 + value) / 8)
 }
 
 #[cfg(test)]
@@ -320,6 +348,7 @@ mod tests {
         (0..3).map(push).collect()
     }
 
+    const MS: Duration = Duration::from_millis(1);
     const LONG: Duration = Duration::from_secs(600);
 
     fn inputs(batch: &[Waiting<Echo>]) -> Vec<u32> {
@@ -375,21 +404,42 @@ mod tests {
         let (second, _second_answer) = job(2, LONG);
         queue.push(second).unwrap();
         assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [2]);
-        queue.finish(crew, Role::Solo, 1, Duration::ZERO);
-        queue.finish(crew, Role::Full, 1, Duration::ZERO);
+        queue.finish(crew, Role::Solo, 1, MS * 3);
+        queue.finish(crew, Role::Full, 1, MS * 5);
         let (third, _third_answer) = job(3, LONG);
         queue.push(third).unwrap();
         assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [3], "nothing runs any more");
-        queue.finish(crew, Role::Solo, 1, Duration::ZERO);
+        queue.finish(crew, Role::Solo, 1, MS * 3);
         let announcement = queue.announce();
         let (fourth, _fourth_answer) = job(4, LONG);
         queue.push(fourth).unwrap();
         assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [4], "another is being prepared");
-        queue.finish(crew, Role::Full, 1, Duration::ZERO);
+        queue.finish(crew, Role::Full, 1, MS * 5);
         drop(announcement);
         let (fifth, _fifth_answer) = job(5, LONG);
         queue.push(fifth).unwrap();
         assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [5], "it never came");
+    }
+
+    #[test]
+    fn a_full_batch_goes_to_the_solo_worker_as_long_as_that_has_been_seen_to_be_done_sooner() {
+        let queue = queue(2, 10);
+        let crew = queue.relieve(BatchPolicy { max_batch_size: 2, max_queue_delay: Duration::ZERO }, 2, true);
+        let mut answers = push_three(&queue);
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [0, 1], "nothing has been timed yet");
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [2]);
+        queue.finish(crew, Role::Full, 2, MS * 7);
+        queue.finish(crew, Role::Solo, 1, MS * 3);
+        answers.extend([3, 4, 5].map(|input| {
+            let (job, answer) = job(input, LONG);
+            queue.push(job).unwrap();
+            answer
+        }));
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [3, 4], "three by themselves would take 9 ms");
+        queue.finish(crew, Role::Full, 2, MS * 7);
+        let (last, _answer) = job(6, LONG);
+        queue.push(last).unwrap();
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [5], "two take 6 ms, a batch of them 7");
     }
 
     #[test]

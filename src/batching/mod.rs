@@ -2,6 +2,7 @@
 
 mod policy;
 mod queue;
+mod run_times;
 mod worker;
 
 pub use policy::{BatchPolicy, Role};

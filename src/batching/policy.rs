@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_full_batch_is_for_the_solo_worker_where_that_is_sooner_done() {
-        for (max, len) in [(1, 1), (4, 4), (4, 6)] {
+        for (max, len) in [(1, 1), (1, 2), (4, 4), (4, 6)] {
             let policy = policy(max, Duration::ZERO);
             let sooner = Situation { solo_is_sooner: true, ..situation(len, MS) };
             assert_eq!(policy.decide(Role::Solo, sooner), Decision::Run(1));

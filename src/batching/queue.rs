@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::policy::{BatchPolicy, Decision, Role, Situation};
+use super::run_times::RunTimes;
 use super::{Answer, InferenceError, Model};
 use crate::telemetry::{DropReason, QueueMetrics};
 
@@ -63,11 +64,8 @@ struct State<M: Model> {
     coming: usize,
     /// Which workers may take batches: those of the newest crew.
     crew: Crew,
-    /// Moving average of what one job costs a worker; `None` before the first batch.
-    time_per_job: Option<Duration>,
-    /// Moving averages of how long a run takes: of the solo worker, and of a full batch; `None` before the first.
-    solo_run: Option<Duration>,
-    batch_run: Option<Duration>,
+    /// What the crew's runs took.
+    run_times: RunTimes,
 }
 
 impl<M: Model> BatchQueue<M> {
@@ -85,9 +83,7 @@ impl<M: Model> BatchQueue<M> {
             solo_busy: false,
             coming: 0,
             crew: Crew(0),
-            time_per_job: None,
-            solo_run: None,
-            batch_run: None,
+            run_times: RunTimes::default(),
         };
         let (for_batches, for_solo, ended) = (Condvar::new(), Condvar::new(), Condvar::new());
         Self { state: Mutex::new(state), for_batches, for_solo, ended, capacity, metrics }
@@ -99,8 +95,7 @@ impl<M: Model> BatchQueue<M> {
         let mut state = self.lock();
         let crew = Crew(state.crew.0 + 1);
         (state.policy, state.workers, state.has_solo) = (policy, workers.max(1), has_solo);
-        (state.crew, state.busy, state.solo_busy) = (crew, 0, false);
-        (state.time_per_job, state.solo_run, state.batch_run) = (None, None, None);
+        (state.crew, state.busy, state.solo_busy, state.run_times) = (crew, 0, false, RunTimes::default());
         drop(state);
         self.wake_all();
         crew
@@ -202,21 +197,16 @@ impl<M: Model> BatchQueue<M> {
         if state.crew != crew {
             return;
         }
-        // A solo run has all cores, which is as much as what all workers have.
-        let workers = if role == Role::Solo { state.workers } else { 1 };
-        let share = u32::try_from(size.max(1)).unwrap_or(u32::MAX);
-        let per_job = time.saturating_mul(u32::try_from(workers).unwrap_or(u32::MAX)) / share;
-        state.time_per_job = Some(averaged(state.time_per_job, per_job));
         match role {
             Role::Solo => {
                 state.solo_busy = false;
-                state.solo_run = Some(averaged(state.solo_run, time));
+                let workers = state.workers;
+                state.run_times.learn_solo(time, workers);
             }
             Role::Any | Role::Full => {
                 state.busy = state.busy.saturating_sub(1);
-                if size == state.policy.max_batch_size {
-                    state.batch_run = Some(averaged(state.batch_run, time));
-                }
+                let is_full = size == state.policy.max_batch_size;
+                state.run_times.learn_batch(time, size, is_full);
             }
         }
         // There are cores again, perhaps for another worker's kind of work.
@@ -286,28 +276,22 @@ impl<M: Model> State<M> {
     }
 
     /// Would the solo worker have answered the jobs that wait, are on their way or run before a full batch were done? Not once a
-    /// batch runs. A lone job it always would, so that its time is learned anew where other load has distorted it.
+    /// batch runs.
     fn solo_is_sooner(&self) -> bool {
         let jobs = self.jobs.len() + self.coming + usize::from(self.solo_busy);
-        let all_by_itself = self.solo_run.map(|time| time.saturating_mul(u32::try_from(jobs).unwrap_or(u32::MAX)));
-        let sooner = all_by_itself.zip(self.batch_run).is_some_and(|(solo, batch)| solo <= batch);
-        self.busy == 0 && (jobs <= 1 || sooner)
+        self.busy == 0 && self.run_times.solo_is_sooner(jobs)
     }
 
     /// When the turn of a job that came now would be, as far as can be told. An empty queue never refuses.
     fn estimated_wait(&self) -> Duration {
-        let turns = u32::try_from(self.jobs.len() / self.workers).unwrap_or(u32::MAX);
-        self.time_per_job.map_or(Duration::ZERO, |time| time.saturating_mul(turns))
+        self.run_times.wait(self.jobs.len() / self.workers)
     }
-}
-
-/// A moving average with one more value in it.
-fn averaged(average: Option<Duration>, value: Duration) -> Duration {
-    average.map_or(value, |average| (average * 7 + value) / 8)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
 
     struct Echo;
@@ -339,13 +323,13 @@ mod tests {
     }
 
     /// Pushes 0, 1 and 2; the receivers keep the jobs wanted.
-    fn push_three(queue: &BatchQueue<Echo>) -> Vec<Receiver> {
+    fn push_each(queue: &BatchQueue<Echo>, inputs: Range<u32>) -> Vec<Receiver> {
         let push = |input| {
             let (job, answer) = job(input, LONG);
             queue.push(job).unwrap();
             answer
         };
-        (0..3).map(push).collect()
+        inputs.map(push).collect()
     }
 
     const MS: Duration = Duration::from_millis(1);
@@ -358,7 +342,7 @@ mod tests {
     #[test]
     fn batches_keep_the_order_of_arrival() {
         let queue = queue(2, 10);
-        let _answers = push_three(&queue);
+        let _answers = push_each(&queue, 0..3);
         assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [0, 1]);
         assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [2]);
     }
@@ -366,7 +350,7 @@ mod tests {
     #[test]
     fn a_crew_that_was_relieved_takes_nothing_and_the_next_one_everything() {
         let queue = queue(1, 10);
-        let _answers = push_three(&queue);
+        let _answers = push_each(&queue, 0..3);
         assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [0]);
         let next = queue.relieve(BatchPolicy { max_batch_size: 8, max_queue_delay: Duration::ZERO }, 1, false);
         assert!(queue.next_batch(CREW, Role::Any).is_none());
@@ -378,7 +362,7 @@ mod tests {
     fn few_jobs_go_to_the_solo_worker_until_all_cores_are_taken() {
         let queue = queue(8, 10);
         let crew = queue.relieve(BatchPolicy { max_batch_size: 2, max_queue_delay: Duration::ZERO }, 1, true);
-        let _answers = push_three(&queue);
+        let _answers = push_each(&queue, 0..3);
         assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [0, 1]);
         std::thread::scope(|scope| {
             let solo = scope.spawn(|| inputs(&queue.next_batch(crew, Role::Solo).unwrap()));
@@ -425,16 +409,12 @@ mod tests {
     fn a_full_batch_goes_to_the_solo_worker_as_long_as_that_has_been_seen_to_be_done_sooner() {
         let queue = queue(2, 10);
         let crew = queue.relieve(BatchPolicy { max_batch_size: 2, max_queue_delay: Duration::ZERO }, 2, true);
-        let mut answers = push_three(&queue);
+        let mut answers = push_each(&queue, 0..3);
         assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [0, 1], "nothing has been timed yet");
         assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [2]);
         queue.finish(crew, Role::Full, 2, MS * 7);
         queue.finish(crew, Role::Solo, 1, MS * 3);
-        answers.extend([3, 4, 5].map(|input| {
-            let (job, answer) = job(input, LONG);
-            queue.push(job).unwrap();
-            answer
-        }));
+        answers.extend(push_each(&queue, 3..6));
         assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [3, 4], "three by themselves would take 9 ms");
         queue.finish(crew, Role::Full, 2, MS * 7);
         let (last, _answer) = job(6, LONG);
@@ -459,7 +439,7 @@ mod tests {
     #[test]
     fn the_end_of_an_earlier_crews_batch_frees_no_core_of_the_present_one() {
         let queue = queue(1, 10);
-        let _answers = push_three(&queue);
+        let _answers = push_each(&queue, 0..3);
         assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [0]);
         let crew = queue.relieve(BatchPolicy { max_batch_size: 1, max_queue_delay: Duration::ZERO }, 1, true);
         assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [1]);

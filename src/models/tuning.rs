@@ -83,8 +83,8 @@ impl Candidate {
 const NOISE: f64 = 0.03;
 
 /// To be worth its place, a larger batch has to do more than what is [`NOISE`], and by so much more for each millisecond that it
-/// runs: who comes meanwhile waits for all of it. (Batches of 4 that EfficientNet-Lite0 was given for a seeming 2 % did 10 % less with
-/// 8 connections. The figure is small because few images do not wait for batches, see [`crate::batching::Role::Solo`].)
+/// runs: who comes meanwhile waits for all of it. Small, because few images do not wait for batches, see
+/// [`crate::batching::Role::Solo`].
 const GAIN_PER_MS: f64 = 0.000_05;
 
 /// What sessions of several threads lose while a server also decodes: a run waits for its slowest thread, and decoding takes cores

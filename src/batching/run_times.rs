@@ -1,0 +1,86 @@
+//! How long runs take, learned from those that have ended: by this it is told when a job's turn comes, and which worker answers sooner.
+
+use std::time::Duration;
+
+/// Moving averages; `None` before the first run of a kind.
+#[derive(Debug, Default)]
+pub(super) struct RunTimes {
+    /// What one job costs a worker.
+    per_job: Option<Duration>,
+    /// A run of the solo worker.
+    solo: Option<Duration>,
+    /// A full batch of another.
+    full_batch: Option<Duration>,
+}
+
+impl RunTimes {
+    /// The solo worker has run a job: with all cores, which is as much as what all `workers` have.
+    pub(super) fn learn_solo(&mut self, time: Duration, workers: usize) {
+        average(&mut self.per_job, times(time, workers));
+        average(&mut self.solo, time);
+    }
+
+    /// Another has run a batch of `size` jobs.
+    pub(super) fn learn_batch(&mut self, time: Duration, size: usize, is_full: bool) {
+        average(&mut self.per_job, time / u32::try_from(size.max(1)).unwrap_or(u32::MAX));
+        if is_full {
+            average(&mut self.full_batch, time);
+        }
+    }
+
+    /// Would the solo worker answer so many jobs, one by one, before a full batch were done? A lone job it always would, so that its
+    /// time is learned anew where other load has distorted it.
+    pub(super) fn solo_is_sooner(&self, jobs: usize) -> bool {
+        let one_by_one = self.solo.map(|time| times(time, jobs));
+        jobs <= 1 || one_by_one.zip(self.full_batch).is_some_and(|(solo, batch)| solo <= batch)
+    }
+
+    /// When a job's turn comes after so many others of its worker; at once if none has been timed.
+    pub(super) fn wait(&self, turns: usize) -> Duration {
+        self.per_job.map_or(Duration::ZERO, |time| times(time, turns))
+    }
+}
+
+fn times(time: Duration, count: usize) -> Duration {
+    time.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+fn average(average: &mut Option<Duration>, value: Duration) {
+    *average = Some(average.map_or(value, |average| (average * 7 + value) / 8));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn the_solo_worker_is_sooner_while_jobs_one_by_one_take_less_than_a_full_batch() {
+        let mut run_times = RunTimes::default();
+        run_times.learn_solo(12 * MS, 2);
+        assert!(!run_times.solo_is_sooner(2), "no full batch has been timed");
+        run_times.learn_batch(20 * MS, 1, false);
+        assert!(!run_times.solo_is_sooner(2), "nor by one that was not full");
+        run_times.learn_batch(150 * MS, 8, true);
+        assert!(run_times.solo_is_sooner(12) && !run_times.solo_is_sooner(13));
+    }
+
+    #[test]
+    fn a_lone_job_is_for_the_solo_worker_also_after_load_has_made_that_look_slow() {
+        let mut run_times = RunTimes::default();
+        run_times.learn_solo(9 * MS, 2);
+        run_times.learn_batch(3 * MS, 1, true);
+        assert!(run_times.solo_is_sooner(1) && !run_times.solo_is_sooner(2));
+    }
+
+    #[test]
+    fn a_turn_costs_what_a_job_costs_a_worker_on_average() {
+        let mut run_times = RunTimes::default();
+        assert_eq!(run_times.wait(3), Duration::ZERO);
+        run_times.learn_batch(64 * MS, 4, true);
+        assert_eq!(run_times.wait(3), 48 * MS);
+        run_times.learn_solo(4 * MS, 2);
+        assert_eq!(run_times.wait(1), 15 * MS, "7/8 of 16 ms and 1/8 of 2 × 4 ms");
+    }
+}

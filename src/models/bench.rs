@@ -184,7 +184,7 @@ impl LoadedModel {
             }
         }
         let graph = engine.info();
-        let latitude = engine.latitude();
+        let latitude = engine.opener.latitude(&engine.settings);
         let choices = choices(&graph, latitude);
         let latency_bound = match latitude {
             Latitude::SoloSession => None,
@@ -305,9 +305,9 @@ fn inference_costs(
         let batch: Vec<PreparedImage> = images.iter().cycle().take(batch_size).cloned().collect();
         let run = |model: &mut GraphModel<ImageBinding>| model.run(&batch).map(drop).map_err(LoadError::System);
         // The first of a size is slow.
-        timed_runs(&mut sessions, (Duration::ZERO, 1), run)?;
+        timed_runs(&mut sessions, Duration::ZERO, 1, run)?;
         let cpu = cpu_time(ClockId::ProcessCPUTime);
-        let timed = timed_runs(&mut sessions, (request.time, LEAST_RUNS), run)?;
+        let timed = timed_runs(&mut sessions, request.time, LEAST_RUNS, run)?;
         let cpu = cpu_time(ClockId::ProcessCPUTime).saturating_sub(cpu);
         let measured = runs_per_second(&timed) * batch_size as f64;
         let mut runs: Vec<Duration> = timed.into_iter().flat_map(|session| session.runs).collect();

@@ -54,7 +54,7 @@ pub(super) struct Engine<B: Binding> {
     pub(super) name: (String, &'static str),
     pub(super) opener: Opener<B>,
     pub(super) settings: ModelSettings,
-    /// Where a choice is kept that tuning makes.
+    /// Where is kept what tuning measures.
     pub(super) cache: TuningCache,
     /// Values per answer.
     pub(super) output_width: usize,
@@ -327,7 +327,9 @@ struct First<B: Binding> {
 impl<B: Binding> First<B> {
     fn open(opener: &Opener<B>, source: &EngineSource<'_>, cache: &TuningCache) -> Result<Self, LoadError> {
         let settings = source.settings;
-        if let Some((plan, tuning)) = cache.read().filter(|_| settings.tuning.objective.is_some()) {
+        let kept = cache.read();
+        let chosen = |tuning: Tuning| Some((opener.choose(settings, &tuning.candidates)?, tuning));
+        if let Some((plan, tuning)) = kept.and_then(chosen) {
             match open_crew(opener, &plan) {
                 Ok(sessions) => {
                     let reason = "auto: measured at an earlier start".to_owned();

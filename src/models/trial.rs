@@ -15,21 +15,21 @@ use super::image_encoder::ImageBinding;
 use super::opener::{BatchSizes, Binding, Files, GraphModel, Opener, Plan, Use, Warmed};
 use super::probe::{self, Probe};
 use super::text_encoder::TokenBinding;
-use super::tuning::Speed;
+use super::tuning::{Speed, gains_end};
 use super::{LoadContext, LoadError};
 use crate::batching::Role;
 use crate::preprocess::{DecodeLimits, ImageProcessor};
 use crate::runtime::{ExecutionProvider, Precision, Runtime};
 use crate::telemetry::Metrics;
 
-/// How long one batch size is measured in a pass, and the runs that it takes at least: a long one says as much as many short ones.
-const MEASURED: (Duration, usize) = (Duration::from_millis(100), 1);
+/// Batch sizes are measured by turns, for this long: others may take a core for a moment, and of each size the best turn counts.
+const TURN: Duration = Duration::from_millis(50);
 
-/// How often all batch sizes are gone through.
-const PASSES: usize = 2;
+/// A size gets turns until they add up to this: a long run says as much as many short ones.
+const MEASURED: Duration = Duration::from_millis(200);
 
 /// A plan that does less than this part of what the fastest one does, one item a run, is not measured with more.
-const HOPELESS: f64 = 0.6;
+const HOPELESS: f64 = 0.7;
 
 /// A process that takes longer is ended. TensorRT compiles for minutes.
 const LIMIT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1800));
@@ -168,25 +168,36 @@ fn perform<B: Binding>(opener: &Opener<B>, plan: &Plan, items: &[B::Item], faste
     for item in items.iter().filter(|_| plan.precision != Precision::F32) {
         trial.answers.push(session.model.rows(std::slice::from_ref(item))?.row(0).to_vec());
     }
-    // Others may have had a core for a moment, and even a second: of each size the best pass counts.
-    for pass in 0..PASSES {
-        for (index, &size) in sizes.iter().enumerate() {
-            if pass == 0 {
-                // The first run of a size is slow.
-                timed_runs(&mut sessions, (Duration::ZERO, 1), |model| Ok(model.run_samples(size).map(drop)?))?;
-            }
-            let speed = measure_size(&mut sessions, size)?;
-            match trial.speeds.get_mut(index) {
-                Some(best) if best.per_second >= speed.per_second => {}
-                Some(best) => *best = speed,
-                None => trial.speeds.push(speed),
-            }
-            if trial.speeds.iter().all(|speed| speed.per_second < fastest * HOPELESS) {
-                break;
-            }
+    trial.speeds = measure_sizes(&mut sessions, &sizes, fastest)?;
+    Ok(trial)
+}
+
+/// How fast batches of `sizes` run, the smallest first, up to one that shows that larger ones are not worth their time.
+fn measure_sizes<B: Binding>(
+    sessions: &mut [Warmed<B>],
+    sizes: &[usize],
+    fastest: f64,
+) -> Result<Vec<Speed>, LoadError> {
+    let mut measured: Vec<(Speed, Duration)> = Vec::new();
+    for &size in sizes {
+        // The first run of a size is slow.
+        timed_runs(sessions, Duration::ZERO, 1, |model| Ok(model.run_samples(size).map(drop)?))?;
+        measured.push(measure_size(sessions, size)?);
+        let speeds: Vec<Speed> = measured.iter().map(|(speed, _)| *speed).collect();
+        if speeds.iter().all(|speed| speed.per_second < fastest * HOPELESS) || gains_end(&speeds) {
+            break;
         }
     }
-    Ok(trial)
+    while measured.iter().any(|(_, time)| *time < MEASURED) {
+        for (best, time) in measured.iter_mut().filter(|(_, time)| *time < MEASURED) {
+            let (speed, turn) = measure_size(sessions, best.batch_size)?;
+            if speed.per_second > best.per_second {
+                *best = speed;
+            }
+            *time += turn;
+        }
+    }
+    Ok(measured.into_iter().map(|(speed, _)| speed).collect())
 }
 
 /// Powers of two up to `max`, and `max` itself.
@@ -195,12 +206,13 @@ pub(super) fn batch_sizes(max: usize) -> Vec<usize> {
     powers.chain([max]).collect()
 }
 
-/// Runs batches of `size` in all sessions at once.
-fn measure_size<B: Binding>(sessions: &mut [Warmed<B>], size: usize) -> Result<Speed, LoadError> {
-    let timed = timed_runs(sessions, MEASURED, |model| Ok(model.run_samples(size).map(drop)?))?;
+/// Runs batches of `size` in all sessions at once, for a turn. Returns also how long that was.
+fn measure_size<B: Binding>(sessions: &mut [Warmed<B>], size: usize) -> Result<(Speed, Duration), LoadError> {
+    let timed = timed_runs(sessions, TURN, 1, |model| Ok(model.run_samples(size).map(drop)?))?;
     let per_second = runs_per_second(&timed) * size as f64;
     let fastest = timed.iter().flat_map(|session| &session.runs).min().copied().unwrap_or_default();
-    Ok(Speed { batch_size: size, per_second, run_ms: fastest.as_secs_f64() * 1e3 })
+    let turn = timed.iter().map(|session| session.time).max().unwrap_or_default();
+    Ok((Speed { batch_size: size, per_second, run_ms: fastest.as_secs_f64() * 1e3 }, turn))
 }
 
 /// What one session did while it was timed.
@@ -231,7 +243,8 @@ pub(super) fn runs_per_second(sessions: &[TimedRuns]) -> f64 {
 /// where they are more than the cores, the others would then be faster than they can be together.
 pub(super) fn timed_runs<B: Binding>(
     sessions: &mut [Warmed<B>],
-    (time, least): (Duration, usize),
+    time: Duration,
+    least: usize,
     run: impl Fn(&mut GraphModel<B>) -> Result<(), LoadError> + Sync,
 ) -> Result<Vec<TimedRuns>, LoadError> {
     let start = Barrier::new(sessions.len());

@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use super::engine::{Engine, open_crew};
-use super::opener::{Binding, Plan, Use, first_plan, providers};
+use super::opener::{Binding, Opener, Plan, Use, first_plan, providers};
 use super::probe::Probe;
 use super::trial::{self, Trial, batch_sizes};
 use super::tuning::{Candidate, Latitude, Tuning, choose, judge};
 use super::{LoadError, Ticket};
 use crate::batching::{InferenceError, Role};
-use crate::config::{Objective, usable_cores};
+use crate::config::{ModelSettings, Objective, usable_cores};
 use crate::runtime::Precision;
 
 /// No new candidate is tried after this.
@@ -29,6 +29,21 @@ pub(super) struct Judgement<'a, B: Binding> {
     pub(super) probabilities: &'a Probabilities<'a>,
 }
 
+impl<B: Binding> Opener<B> {
+    /// The plan that measurements speak for, under these settings.
+    pub(super) fn choose(&self, settings: &ModelSettings, candidates: &[Candidate]) -> Option<Plan> {
+        let plan = choose(candidates, settings.tuning.objective?, self.latitude(settings))?;
+        Some(Plan { solo_threads: settings.solo_threads.or(plan.solo_threads), ..plan })
+    }
+
+    /// What a choice may make of lone items.
+    pub(super) fn latitude(&self, settings: &ModelSettings) -> Latitude {
+        let left_open = settings.instances.is_none() && settings.solo_threads.is_none();
+        let may_solo = left_open && self.can_fix_batch_size();
+        if may_solo { Latitude::SoloSession } else { Latitude::Bound(settings.tuning.latency_bound) }
+    }
+}
+
 impl<B: Binding> Engine<B> {
     /// Is there anything to measure?
     pub(super) fn wants_tuning(&self) -> bool {
@@ -46,7 +61,9 @@ impl<B: Binding> Engine<B> {
     /// Measures what the settings leave open and goes over to the best of it. Blocks for some seconds, in which the present
     /// crew serves; ends early when the engine is closed.
     pub(super) fn tune(&self, judgement: &Judgement<'_, B>) {
-        let Some(objective) = self.settings.tuning.objective.filter(|_| self.wants_tuning()) else { return };
+        if !self.wants_tuning() {
+            return;
+        }
         let started = Instant::now();
         let candidates = match self.measure_all(judgement, started) {
             Ok(candidates) => candidates,
@@ -72,10 +89,9 @@ impl<B: Binding> Engine<B> {
                 "measured"
             );
         }
-        let Some(mut plan) = choose(&candidates, objective, self.latitude()) else { return };
-        plan.solo_threads = self.settings.solo_threads.or(plan.solo_threads);
+        let Some(plan) = self.opener.choose(&self.settings, &candidates) else { return };
         let tuning = Tuning { cached: false, candidates };
-        self.cache.write(plan, &tuning);
+        self.cache.write(&tuning);
         let reason = format!("auto: best of {} measured", tuning.candidates.len());
         if plan == self.plan() {
             return self.note(reason, tuning);
@@ -105,14 +121,6 @@ impl<B: Binding> Engine<B> {
         let mut sessions = self.opener.open(&plan, &Use::of(&plan, plan.role()))?;
         sessions.extend(solo);
         self.run(plan, sessions, reason, tuning)
-    }
-
-    /// What a choice may make of lone items.
-    pub(super) fn latitude(&self) -> Latitude {
-        let settings = &self.settings;
-        let left_open = settings.instances.is_none() && settings.solo_threads.is_none();
-        let may_solo = left_open && self.opener.can_fix_batch_size();
-        if may_solo { Latitude::SoloSession } else { Latitude::Bound(settings.tuning.latency_bound) }
     }
 
     fn measure_all(&self, judgement: &Judgement<'_, B>, started: Instant) -> Result<Vec<Candidate>, InferenceError> {

@@ -79,6 +79,13 @@ impl Candidate {
     }
 }
 
+impl Speed {
+    /// Of the fastest run.
+    fn items_per_ms(&self) -> f64 {
+        self.batch_size as f64 / self.run_ms
+    }
+}
+
 /// Two figures that lie closer than this are taken for equal: the same one moves by as much between two measurements.
 const NOISE: f64 = 0.03;
 
@@ -86,6 +93,9 @@ const NOISE: f64 = 0.03;
 /// runs: who comes meanwhile waits for all of it. Small, because few images do not wait for batches, see
 /// [`crate::batching::Role::Solo`].
 const GAIN_PER_MS: f64 = 0.000_05;
+
+/// Runs of this many milliseconds are only made longer where that has paid so far.
+const LONG_RUN_MS: f64 = 200.0;
 
 /// What sessions of several threads lose while a server also decodes: a run waits for its slowest thread, and decoding takes cores
 /// from under some of them. Measured over HTTP with 32 connections, one session of two threads did 8 to 12 % less than two of one,
@@ -141,10 +151,20 @@ pub(super) fn choose(candidates: &[Candidate], objective: Objective, latitude: L
 
 /// The smallest batch than which no larger one does enough more.
 fn smallest_batch(speeds: &[Speed]) -> Option<Speed> {
-    let pays =
-        |large: &Speed, small: &Speed| large.per_second > small.per_second * (1.0 + NOISE + GAIN_PER_MS * large.run_ms);
+    let pays = |large: &Speed, small: &Speed| {
+        let in_all = large.per_second / small.per_second;
+        // What others took of the cores meanwhile is least in the fastest runs: a real gain shows there too.
+        let fastest = large.items_per_ms() / small.items_per_ms();
+        in_all.min(fastest) > 1.0 + NOISE + GAIN_PER_MS * large.run_ms
+    };
     let mut each = speeds.iter().enumerate();
     each.find_map(|(index, small)| speeds[index..].iter().all(|large| !pays(large, small)).then_some(*small))
+}
+
+/// Do the last of these, of rising batch sizes, show that larger ones would gain nothing, but take long to measure?
+pub(super) fn gains_end(speeds: &[Speed]) -> bool {
+    let [.., before, last] = speeds else { return false };
+    last.run_ms > LONG_RUN_MS && last.per_second < before.per_second * (1.0 + NOISE)
 }
 
 /// Compares probabilities with those of f32, a row an item: the furthest that one moved, and why that is too far, if it is.
@@ -171,14 +191,8 @@ pub(super) fn judge(reference: &[Vec<f32>], rows: &[Vec<f32>], settings: &Tuning
     (shift, problem)
 }
 
-/// Where a graph's choice is kept between starts. Everything that could change it is in the name.
+/// Where measurements of a graph are kept between starts. Everything that could change them is in the name.
 pub(super) struct TuningCache(PathBuf);
-
-#[derive(Serialize, Deserialize)]
-struct Kept {
-    plan: Plan,
-    tuning: Tuning,
-}
 
 impl TuningCache {
     /// For the graph with the hash `sha256`, or several of those, as `library` runs it on this machine with these settings.
@@ -192,24 +206,23 @@ impl TuningCache {
         Self(cache_dir.join("tuning").join(format!("{hash}.json")))
     }
 
-    /// What an earlier start chose. A file that cannot be read is as good as none.
-    pub(super) fn read(&self) -> Option<(Plan, Tuning)> {
-        let Kept { plan, mut tuning } = serde_json::from_slice(&std::fs::read(&self.0).ok()?).ok()?;
-        tuning.cached = true;
-        Some((plan, tuning))
+    /// What an earlier start measured. A file that cannot be read is as good as none.
+    pub(super) fn read(&self) -> Option<Tuning> {
+        let tuning: Tuning = serde_json::from_slice(&std::fs::read(&self.0).ok()?).ok()?;
+        Some(Tuning { cached: true, ..tuning })
     }
 
-    /// Keeps a choice for later starts.
-    pub(super) fn write(&self, plan: Plan, tuning: &Tuning) {
+    /// Keeps measurements for later starts.
+    pub(super) fn write(&self, tuning: &Tuning) {
         let write = || {
             std::fs::create_dir_all(self.0.parent().unwrap_or(Path::new("")))?;
             // In one step, so that no other start reads half of it.
             let partial = self.0.with_extension(format!("{}.partial", std::process::id()));
-            std::fs::write(&partial, serde_json::to_vec(&Kept { plan, tuning: tuning.clone() })?)?;
+            std::fs::write(&partial, serde_json::to_vec(tuning)?)?;
             std::fs::rename(&partial, &self.0)
         };
         if let Err(error) = write() {
-            tracing::warn!(file = %self.0.display(), %error, "the choice cannot be kept; the next start will measure again");
+            tracing::warn!(file = %self.0.display(), %error, "what was measured cannot be kept; the next start will measure again");
         }
     }
 }
@@ -271,9 +284,23 @@ mod tests {
             1,
             "EfficientNet-Lite0"
         );
-        assert_eq!(batch(&[(1, 24.5, 80.0), (2, 25.2, 160.0), (4, 25.8, 310.0), (8, 26.3, 620.0)]), 2, "ViT-B/16");
+        assert_eq!(
+            batch(&[(1, 736.1, 2.42), (2, 758.5, 4.80), (4, 760.2, 9.97), (8, 752.4, 20.8)]),
+            1,
+            "the same, disturbed while it did one image a run"
+        );
+        assert_eq!(batch(&[(1, 25.6, 78.0), (2, 25.6, 150.4), (4, 26.9, 295.0), (8, 26.4, 587.0)]), 2, "ViT-B/16");
         assert_eq!(batch(&[(1, 80.3, 24.0), (2, 90.7, 44.0), (4, 97.0, 82.0), (8, 102.9, 155.0)]), 8, "CLIP ViT-B/32");
         assert_eq!(batch(&[(1, 100.0, 10.0), (2, 90.0, 22.0), (4, 120.0, 33.0)]), 4, "a dip is no end");
+    }
+
+    #[test]
+    fn long_runs_that_gain_nothing_end_the_measuring() {
+        let ends = |speeds: &[(usize, f64, f64)]| gains_end(&candidate(1, speeds).speeds);
+        assert!(ends(&[(1, 24.6, 80.0), (2, 25.1, 157.0), (4, 25.3, 310.0)]));
+        assert!(!ends(&[(1, 17.8, 54.0), (2, 21.6, 92.0), (4, 23.8, 210.0)]), "it gains");
+        assert!(!ends(&[(1, 100.0, 10.0), (2, 90.0, 22.0)]), "a short one costs little to measure");
+        assert!(!ends(&[(1, 1.0, 1000.0)]), "there is nothing to compare it with");
     }
 
     fn with_threads(threads: usize, candidate: Candidate) -> Candidate {
@@ -328,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_is_kept_for_the_same_circumstances_only() {
+    fn measurements_are_kept_for_the_same_circumstances_only() {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = Config::default().model_defaults;
         let cache = |settings: &ModelSettings, hash: &str| {
@@ -336,9 +363,8 @@ mod tests {
         };
         assert!(cache(&settings, "a").read().is_none());
         let candidates = vec![candidate(2, &[(1, 10.0, 100.0)])];
-        let plan = choose(&candidates, Objective::Throughput, Latitude::Bound(1.5)).unwrap();
-        cache(&settings, "a").write(plan, &Tuning { cached: false, candidates: candidates.clone() });
-        assert_eq!(cache(&settings, "a").read().unwrap(), (plan, Tuning { cached: true, candidates }));
+        cache(&settings, "a").write(&Tuning { cached: false, candidates: candidates.clone() });
+        assert_eq!(cache(&settings, "a").read().unwrap(), Tuning { cached: true, candidates });
         assert!(cache(&settings, "b").read().is_none());
         settings.batch_policy.max_batch_size = 3;
         assert!(cache(&settings, "a").read().is_none());

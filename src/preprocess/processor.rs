@@ -12,7 +12,7 @@ use super::decode::{DecodeError, DecodeLimits, DecodeMode, Demand, decode_demand
 use super::kernel::Filter;
 use super::normalize::{Normalization, Table};
 use super::prepared::PreparedImage;
-use super::resize::{Picture, resize, unseen};
+use super::resize::{Picture, Target, resize, unseen};
 use super::window::Window;
 
 /// RGB8 pixels to a normalised tensor, with the results of the `transformers` processor of the same config
@@ -103,8 +103,8 @@ impl Demand for Look<'_> {
 
     fn margins(&self, full: (u32, u32), decoded: (u32, u32)) -> (u32, u32) {
         let source = (decoded.1 as usize, decoded.0 as usize);
-        let (size, filter, rows, columns) = self.plan.target(source, full);
-        let (rows, columns) = unseen(source, size, filter, rows.seen, columns.seen);
+        let (target, _) = self.plan.target(source, full);
+        let (rows, columns) = unseen(source, target);
         (columns as u32, rows as u32)
     }
 }
@@ -159,9 +159,9 @@ impl Plan {
         })
     }
 
-    /// What becomes of an image of `source` (height, width), that is `full` (width, height) in full: the size that it is resized to,
-    /// by which filter, and which rows and columns of that are seen. The size follows from the full one, or a crop would shift.
-    fn target(&self, source: (usize, usize), full: (u32, u32)) -> ((usize, usize), Filter, Window, Window) {
+    /// What an image of `source` (height, width), that is `full` (width, height) in full, is resized to, and where rows and columns
+    /// of that lie in the output. The size follows from the full one, or a crop would shift.
+    fn target(&self, source: (usize, usize), full: (u32, u32)) -> (Target, (Window, Window)) {
         let (size, filter) = match self.resize {
             Some((size, filter)) => (target_size(size, (full.1 as usize, full.0 as usize)), filter),
             None => (source, Filter::Nearest),
@@ -171,17 +171,17 @@ impl Plan {
             rows = rows.center(height);
             columns = columns.center(width);
         }
-        (size, filter, rows, columns)
+        let target = Target { size, filter, rows: rows.seen.clone(), columns: columns.seen.clone() };
+        (target, (rows, columns))
     }
 
     /// Resizes and crops an image of which `cut` is missing at either end, and that is `full` in full; both are (width, height).
     fn prepare(&self, image: &RgbImage, cut: (u32, u32), full: (u32, u32)) -> PreparedImage {
         let cut = (cut.1 as usize, cut.0 as usize);
         let source = (image.height() as usize + 2 * cut.0, image.width() as usize + 2 * cut.1);
-        let (size, filter, rows, columns) = self.target(source, full);
+        let (target, windows) = self.target(source, full);
         let picture = Picture { pixels: image.as_raw(), size: source, cut };
-        let pixels = resize(&picture, size, filter, rows.seen.clone(), columns.seen.clone());
-        PreparedImage::new(pixels, (rows, columns), &self.table)
+        PreparedImage::new(resize(&picture, target), windows, &self.table)
     }
 }
 

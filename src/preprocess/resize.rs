@@ -29,15 +29,21 @@ impl Picture<'_> {
     }
 }
 
-/// How many rows at the top and at the bottom, and columns at either side, of a picture of (height, width) play no part in the
-/// given rows and columns of what it is resized to: at most so many may be cut from it.
-pub(super) fn unseen(
-    source: (usize, usize),
-    size: (usize, usize),
-    filter: Filter,
-    rows: Range<usize>,
-    columns: Range<usize>,
-) -> (usize, usize) {
+/// What a picture is resized to.
+pub(super) struct Target {
+    /// Height and width of the whole, in pixels.
+    pub(super) size: (usize, usize),
+    pub(super) filter: Filter,
+    /// The rows of it that are wanted.
+    pub(super) rows: Range<usize>,
+    /// The columns of it that are wanted.
+    pub(super) columns: Range<usize>,
+}
+
+/// How many rows at the top and at the bottom, and columns at either side, of a picture of (height, width) play no part in what is
+/// wanted of `target`: at most so many may be cut from it.
+pub(super) fn unseen(source: (usize, usize), target: Target) -> (usize, usize) {
+    let Target { size, filter, rows, columns } = target;
     let axis = |source: usize, target: usize, window: Range<usize>| {
         let needed = if source == target { window } else { kernel::sources(filter, source, target, window) };
         if needed.is_empty() { 0 } else { needed.start.min(source - needed.end) }
@@ -49,29 +55,17 @@ pub(super) fn unseen(
     (axis(source.0, size.0, rows), axis(source.1, size.1, columns))
 }
 
-/// Resizes `source` to `size` (height, width) and returns the given rows and columns of the result: RGB8 pixels, row by row.
+/// What is wanted of `target`, to which `source` is resized: RGB8 pixels, row by row.
 ///
 /// Bit-exact to `torchvision.transforms.v2.functional.resize` with `antialias=True` on u8 CPU tensors: first the
 /// width, then the height. (One call for both axes goes the other way round, and differs by up to 19 steps.)
-pub(super) fn resize(
-    source: &Picture<'_>,
-    size: (usize, usize),
-    filter: Filter,
-    rows: Range<usize>,
-    columns: Range<usize>,
-) -> Vec<u8> {
-    resize_by(simd::is_available(), source, size, filter, rows, columns)
+pub(super) fn resize(source: &Picture<'_>, target: Target) -> Vec<u8> {
+    resize_by(simd::is_available(), source, target)
 }
 
-/// `by_window`: with our kernel, of no more than what is seen.
-fn resize_by(
-    by_window: bool,
-    source: &Picture<'_>,
-    size: (usize, usize),
-    filter: Filter,
-    rows: Range<usize>,
-    columns: Range<usize>,
-) -> Vec<u8> {
+/// `by_window`: with our kernel, of no more than what is wanted.
+fn resize_by(by_window: bool, source: &Picture<'_>, target: Target) -> Vec<u8> {
+    let Target { size, filter, rows, columns } = target;
     let (shown, cut) = (source.shown(), source.cut);
     let width = columns.len();
     if filter == Filter::Nearest && source.size != size {
@@ -181,17 +175,16 @@ mod tests {
             let margin = |length: usize, share: f64| ((length - 1) as f64 * share) as usize;
             let window = |length: usize, share: f64| margin(length, share)..length - margin(length, share);
             let (rows, columns) = (window(size.0, margins.0), window(size.1, margins.1));
+            let target = || Target { size, filter, rows: rows.clone(), columns: columns.clone() };
             let whole = Picture { pixels: image.as_raw(), size: source, cut: (0, 0) };
-            let [own, other] = [true, false].map(|own| {
-                resize_by(own, &whole, size, filter, rows.clone(), columns.clone())
-            });
+            let [own, other] = [true, false].map(|own| resize_by(own, &whole, target()));
             prop_assert_eq!(&own, &other);
-            let cut = unseen(source, size, filter, rows.clone(), columns.clone());
+            let cut = unseen(source, target());
             let (width, height) = (source.1 - 2 * cut.1, source.0 - 2 * cut.0);
             let middle =
                 image::imageops::crop_imm(&image, cut.1 as u32, cut.0 as u32, width as u32, height as u32).to_image();
             let middle = Picture { pixels: middle.as_raw(), size: source, cut };
-            prop_assert_eq!(resize(&middle, size, filter, rows, columns), own);
+            prop_assert_eq!(resize(&middle, target()), own);
         }
     }
 }

@@ -16,7 +16,7 @@ pub struct BatchPolicy {
 pub enum Role {
     /// Whatever waits, up to the largest batch.
     Any,
-    /// Full batches alone. What is too few for one is for the solo worker of the crew.
+    /// Full batches alone. What is too few for one is for the solo worker of the crew, unless that is out.
     Full,
     /// One job at a time, with all cores: while too few wait for a full batch and a core is free, and while that answers all there
     /// are sooner than a batch would.
@@ -34,6 +34,10 @@ pub struct Situation {
     pub solo_is_sooner: bool,
     /// Are all workers of the role [`Role::Full`] running a batch?
     pub cores_taken: bool,
+    /// Is the solo worker out, to rebuild its model after a failed run?
+    pub solo_is_out: bool,
+    /// Are all the others?
+    pub others_are_out: bool,
     /// Will no more jobs come?
     pub closed: bool,
 }
@@ -61,6 +65,7 @@ impl BatchPolicy {
             Role::Any if is_full => Decision::Run(self.max_batch_size),
             Role::Any => self.run_when_due(len, situation),
             Role::Full if is_full && !self.is_for_solo(situation) => Decision::Run(self.max_batch_size),
+            Role::Full if situation.solo_is_out => self.run_when_due(len, situation),
             Role::Full => nothing(closed),
             Role::Solo if !self.is_for_solo(situation) => Decision::WaitForJobs,
             Role::Solo if is_full => Decision::Run(1),
@@ -69,10 +74,14 @@ impl BatchPolicy {
     }
 
     /// Is what waits for the solo worker, where there is one? While others compute on every core, it is not: all cores together do
-    /// less than each by itself.
+    /// less than each by itself. Who is out gets nothing, as long as there is another.
     pub(super) fn is_for_solo(&self, situation: Situation) -> bool {
-        let Situation { len, solo_is_sooner, cores_taken, .. } = situation;
-        !cores_taken && (len < self.max_batch_size || solo_is_sooner)
+        let Situation { len, solo_is_sooner, cores_taken, solo_is_out, others_are_out, .. } = situation;
+        match (solo_is_out, others_are_out) {
+            (true, _) => false,
+            (false, true) => true,
+            (false, false) => !cores_taken && (len < self.max_batch_size || solo_is_sooner),
+        }
     }
 
     /// A run of `size` jobs, once the oldest has waited as long as it may.
@@ -101,7 +110,15 @@ mod tests {
     }
 
     fn situation(len: usize, oldest_age: Duration) -> Situation {
-        Situation { len, oldest_age, solo_is_sooner: false, cores_taken: false, closed: false }
+        Situation {
+            len,
+            oldest_age,
+            solo_is_sooner: false,
+            cores_taken: false,
+            solo_is_out: false,
+            others_are_out: false,
+            closed: false,
+        }
     }
 
     fn closed(len: usize) -> Situation {
@@ -189,11 +206,15 @@ mod tests {
         #[test]
         fn jobs_are_always_for_somebody_once_a_worker_is_idle(
             max in 1usize..64, len in 1usize..200, solo_is_sooner: bool, closed: bool,
+            out in prop::sample::select(vec![None, Some(Role::Solo), Some(Role::Full)]),
         ) {
             let policy = policy(max, Duration::ZERO);
-            let situation = Situation { solo_is_sooner, closed, ..situation(len, Duration::ZERO) };
+            let (solo_is_out, others_are_out) = (out == Some(Role::Solo), out == Some(Role::Full));
+            let situation =
+                Situation { solo_is_sooner, closed, solo_is_out, others_are_out, ..situation(len, Duration::ZERO) };
             let runs = |role| matches!(policy.decide(role, situation), Decision::Run(_));
             prop_assert!(runs(Role::Full) != runs(Role::Solo), "one of the two, and not both");
+            prop_assert!(out.is_none_or(|role| !runs(role)), "and it is there");
         }
     }
 }

@@ -60,6 +60,10 @@ struct State<M: Model> {
     has_solo: bool,
     /// Does the solo worker run a job?
     solo_busy: bool,
+    /// Is the solo worker out?
+    solo_is_out: bool,
+    /// How many of the others are.
+    out: usize,
     /// Jobs that have been announced and not yet come.
     coming: usize,
     /// Which workers may take batches: those of the newest crew.
@@ -81,6 +85,8 @@ impl<M: Model> BatchQueue<M> {
             busy: 0,
             has_solo: false,
             solo_busy: false,
+            solo_is_out: false,
+            out: 0,
             coming: 0,
             crew: Crew(0),
             run_times: RunTimes::default(),
@@ -96,6 +102,7 @@ impl<M: Model> BatchQueue<M> {
         let crew = Crew(state.crew.0 + 1);
         (state.policy, state.workers, state.has_solo) = (policy, workers.max(1), has_solo);
         (state.crew, state.busy, state.solo_busy, state.run_times) = (crew, 0, false, RunTimes::default());
+        (state.out, state.solo_is_out) = (0, false);
         drop(state);
         self.wake_all();
         crew
@@ -213,6 +220,20 @@ impl<M: Model> BatchQueue<M> {
         self.wake_one(&state);
     }
 
+    /// A worker goes out, to rebuild its model, or comes back. Meanwhile others take what would be for it, if there are any.
+    pub(super) fn set_out(&self, crew: Crew, role: Role, is_out: bool) {
+        let mut state = self.lock();
+        if state.crew != crew {
+            return;
+        }
+        match role {
+            Role::Solo => state.solo_is_out = is_out,
+            Role::Any | Role::Full if is_out => state.out += 1,
+            Role::Any | Role::Full => state.out = state.out.saturating_sub(1),
+        }
+        self.wake_one(&state);
+    }
+
     /// Takes no more jobs; those that wait are still answered.
     pub fn close(&self) {
         self.lock().closed = true;
@@ -271,6 +292,8 @@ impl<M: Model> State<M> {
             oldest_age: self.jobs.front().map_or(Duration::ZERO, |oldest| now - oldest.since),
             solo_is_sooner: self.solo_is_sooner(),
             cores_taken: self.busy >= self.workers,
+            solo_is_out: self.solo_is_out,
+            others_are_out: self.out >= self.workers,
             closed: self.closed,
         }
     }
@@ -322,7 +345,7 @@ mod tests {
         (Job { input, deadline, reply, permit }, answer)
     }
 
-    /// Pushes 0, 1 and 2; the receivers keep the jobs wanted.
+    /// Pushes jobs; the receivers keep them wanted.
     fn push_each(queue: &BatchQueue<Echo>, inputs: Range<u32>) -> Vec<Receiver> {
         let push = |input| {
             let (job, answer) = job(input, LONG);
@@ -420,6 +443,29 @@ mod tests {
         let (last, _answer) = job(6, LONG);
         queue.push(last).unwrap();
         assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [5], "two take 6 ms, a batch of them 7");
+    }
+
+    #[test]
+    fn what_would_be_for_a_worker_that_is_out_goes_to_the_others() {
+        let queue = queue(2, 10);
+        let crew = queue.relieve(BatchPolicy { max_batch_size: 2, max_queue_delay: Duration::ZERO }, 1, true);
+        let _lone = push_each(&queue, 0..1);
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| inputs(&queue.next_batch(crew, Role::Full).unwrap()));
+            // Whether or not the other worker waits by now, it gets the job no sooner than here.
+            queue.set_out(crew, Role::Solo, true);
+            assert_eq!(other.join().unwrap(), [0]);
+        });
+        queue.set_out(crew, Role::Solo, false);
+        queue.finish(crew, Role::Full, 1, MS);
+        let _three = push_each(&queue, 1..4);
+        std::thread::scope(|scope| {
+            let solo = scope.spawn(|| inputs(&queue.next_batch(crew, Role::Solo).unwrap()));
+            queue.set_out(crew, Role::Full, true);
+            assert_eq!(solo.join().unwrap(), [1]);
+        });
+        queue.set_out(crew, Role::Full, false);
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [2, 3], "it is back");
     }
 
     #[test]

@@ -98,9 +98,11 @@ fn work<M: Model>(
         let healthy = run_batch(name, queue, (crew, role), ready, batch);
         *lock(&state.busy_since) = None;
         if !healthy {
+            queue.set_out(crew, role, true);
             // Dropped before its successor is built: two sessions may not fit on one device.
             drop(model.take());
             model = rebuild_until_it_works(name, queue, crew, &rebuild, state);
+            queue.set_out(crew, role, false);
         }
     }
 }
@@ -256,6 +258,33 @@ mod tests {
             let next = push(&queue, 1).blocking_recv().unwrap().unwrap();
             assert_eq!(next.output, (2, 2), "answered by the rebuilt model");
         }
+        queue.close();
+    }
+
+    #[test]
+    fn while_a_worker_rebuilds_its_model_the_others_answer() {
+        let queue = Arc::new(BatchQueue::new(100, QueueMetrics::default()));
+        let crew = queue.relieve(BatchPolicy { max_batch_size: 8, max_queue_delay: Duration::ZERO }, 1, true);
+        let (let_go, held) = mpsc::channel::<()>();
+        let spawn = |role, generation, rebuild: Box<dyn Fn() -> Result<Doubler, String> + Send>| {
+            let model = Doubler { gate: None, generation };
+            Worker::spawn("worker".to_owned(), Arc::clone(&queue), (crew, role), model, rebuild).unwrap()
+        };
+        let rebuild_solo = move || {
+            held.recv().unwrap();
+            Ok(Doubler { gate: None, generation: 3 })
+        };
+        let _solo = spawn(Role::Solo, 1, Box::new(rebuild_solo));
+        let _other = spawn(Role::Full, 2, Box::new(|| Err("not needed".to_owned())));
+        assert_eq!(
+            push(&queue, 1).blocking_recv().unwrap().unwrap().output,
+            (2, 1),
+            "a lone job is for the solo worker"
+        );
+        push(&queue, 14).blocking_recv().unwrap().unwrap_err();
+        assert_eq!(push(&queue, 1).blocking_recv().unwrap().unwrap().output, (2, 2), "which is out");
+        let_go.send(()).unwrap();
+        while push(&queue, 1).blocking_recv().unwrap().unwrap().output != (2, 3) {}
         queue.close();
     }
 

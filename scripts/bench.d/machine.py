@@ -20,7 +20,7 @@ def describe():
         ("processor", f"{processor()}, {len(os.sched_getaffinity(0))} cores usable"),
         ("memory", f"{memory:.0f} GiB"),
         ("system", f"{distribution()}, Linux {platform.release().split('-')[0]}"),
-        ("Ocelli", f"{output(BINARY, '--version').split()[-1]}, {commit()}"),
+        ("Ocelli", f"{output(BINARY, '--version').split()[-1]}, {COMMIT}"),
         ("ONNX Runtime", library()),
         ("compiler", output("rustc", "--version")),
         ("load generator", f"oha {OHA_VERSION}, on the same machine"),
@@ -62,6 +62,10 @@ def distribution():
 def commit():
     changed = " with changes" if output("git", "status", "--porcelain", "--untracked-files=no") else ""
     return output("git", "rev-parse", "--short", "HEAD") + changed
+
+
+# Told at the start: what is measured was built then, and the pages that are written would count as changes.
+COMMIT = commit()
 
 
 def library():

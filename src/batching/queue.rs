@@ -164,7 +164,9 @@ impl<M: Model> BatchQueue<M> {
                             Role::Solo => state.solo_busy = true,
                             Role::Any | Role::Full => state.busy += 1,
                         }
-                        self.wake_one(&state);
+                    }
+                    self.wake_one(&state);
+                    if !batch.is_empty() {
                         return Some(batch);
                     }
                 }
@@ -253,9 +255,12 @@ impl<M: Model> BatchQueue<M> {
     }
 
     /// Wakes a worker that what waits is for, if anything does. Whoever changes the state calls this: a worker that was woken before
-    /// may find that what waits is now for another.
+    /// may find that what waits is now for another. Once nothing waits nor will come, all have to hear of it.
     fn wake_one(&self, state: &State<M>) {
         if state.jobs.is_empty() {
+            if state.closed {
+                self.wake_all();
+            }
             return;
         }
         let is_for_solo = state.has_solo && state.policy.is_for_solo(state.situation(Instant::now()));
@@ -510,6 +515,24 @@ mod tests {
         assert_eq!(queue.push(job(2, LONG).0), Err(InferenceError::Closed));
         assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [1]);
         assert!(queue.next_batch(CREW, Role::Any).is_none());
+    }
+
+    #[test]
+    fn a_worker_that_waits_while_a_closed_queue_is_emptied_by_others_ends_too() {
+        let queue = queue(1, 10);
+        let crew = queue.relieve(BatchPolicy { max_batch_size: 1, max_queue_delay: Duration::ZERO }, 1, true);
+        let _answers = push_each(&queue, 0..3);
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [0]);
+        queue.close();
+        let (tell, told) = std::sync::mpsc::channel();
+        let waiting = Arc::clone(&queue);
+        std::thread::spawn(move || tell.send(waiting.next_batch(crew, Role::Solo).is_none()).unwrap());
+        // Long enough for it to wait; it must end either way.
+        std::thread::sleep(MS * 20);
+        for input in 1..3 {
+            assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [input], "all cores are taken");
+        }
+        assert!(told.recv_timeout(Duration::from_secs(60)).unwrap());
     }
 
     #[test]

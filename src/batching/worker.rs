@@ -87,21 +87,20 @@ fn work<M: Model>(
     name: &str,
     queue: &BatchQueue<M>,
     (crew, role): (Crew, Role),
-    model: M,
+    mut model: M,
     rebuild: impl Fn() -> Result<M, String>,
     state: &WorkerState,
 ) {
-    let mut model = Some(model);
     while let Some(batch) = queue.next_batch(crew, role) {
-        let Some(ready) = model.as_mut() else { return };
         *lock(&state.busy_since) = Some(Instant::now());
-        let healthy = run_batch(name, queue, (crew, role), ready, batch);
+        let healthy = run_batch(name, queue, (crew, role), &mut model, batch);
         *lock(&state.busy_since) = None;
         if !healthy {
             queue.set_out(crew, role, true);
             // Dropped before its successor is built: two sessions may not fit on one device.
-            drop(model.take());
-            model = rebuild_until_it_works(name, queue, crew, &rebuild, state);
+            drop(model);
+            let Some(rebuilt) = rebuild_until_it_works(name, queue, crew, &rebuild, state) else { return };
+            model = rebuilt;
             queue.set_out(crew, role, false);
         }
     }

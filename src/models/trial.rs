@@ -191,9 +191,8 @@ fn measure_sizes<B: Binding>(
     while measured.iter().any(|(_, time)| *time < MEASURED) {
         for (best, time) in measured.iter_mut().filter(|(_, time)| *time < MEASURED) {
             let (speed, turn) = measure_size(sessions, best.batch_size)?;
-            if speed.per_second > best.per_second {
-                *best = speed;
-            }
+            best.per_second = best.per_second.max(speed.per_second);
+            best.run_ms = best.run_ms.min(speed.run_ms);
             *time += turn;
         }
     }

@@ -38,7 +38,7 @@ EXPLANATION = """
 - **open loop**: a request at regular intervals, whether or not those before have been answered; latency counts from when
   it was due.
 - **peak memory**: of loading and the first load of 32 connections (`VmHWM`).
-- **start**: from exec to the first 200 of `/readyz`, with the choices of an earlier start in the cache.
+- **start**: from exec to the first 200 of `/readyz`, with the measurements of an earlier start in the cache.
 - The server's settings are its defaults, but for `max_in_flight` (1024) and `request_timeout_ms` (two minutes), so that 512
   connections all get in and stay.
 - Zero-shot models are asked with ten labels whose embeddings are cached.

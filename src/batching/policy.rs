@@ -66,7 +66,7 @@ impl BatchPolicy {
             Role::Any => self.run_when_due(len, situation),
             Role::Full if is_full && !self.is_for_solo(situation) => Decision::Run(self.max_batch_size),
             Role::Full if situation.solo_is_out => self.run_when_due(len, situation),
-            Role::Full => nothing(closed),
+            Role::Full => Decision::WaitForJobs,
             Role::Solo if !self.is_for_solo(situation) => Decision::WaitForJobs,
             Role::Solo if is_full => Decision::Run(1),
             Role::Solo => self.run_when_due(1, situation),
@@ -174,7 +174,7 @@ mod tests {
     fn a_closed_queue_is_emptied_and_then_stops() {
         let policy = policy(8, 5 * MS);
         assert_eq!(policy.decide(Role::Any, closed(3)), Decision::Run(3));
-        assert_eq!(policy.decide(Role::Full, closed(3)), Decision::Stop);
+        assert_eq!(policy.decide(Role::Full, closed(3)), Decision::WaitForJobs, "the solo worker may yet go out");
         assert_eq!(policy.decide(Role::Solo, closed(3)), Decision::Run(1));
         assert_eq!(policy.decide(Role::Solo, closed(8)), Decision::WaitForJobs, "the others take these first");
         for role in [Role::Any, Role::Full, Role::Solo] {

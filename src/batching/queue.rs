@@ -215,7 +215,10 @@ impl<M: Model> BatchQueue<M> {
             Role::Any | Role::Full => {
                 state.busy = state.busy.saturating_sub(1);
                 let is_full = size == state.policy.max_batch_size;
-                state.run_times.learn_batch(time, size, is_full);
+                // A session for full batches takes no less time for fewer.
+                if role == Role::Any || is_full {
+                    state.run_times.learn_batch(time, size, is_full);
+                }
             }
         }
         // There are cores again, perhaps for another worker's kind of work.
@@ -401,8 +404,8 @@ mod tests {
         let (last, _answer) = job(3, LONG);
         queue.push(last).unwrap();
         queue.close();
-        assert!(queue.next_batch(crew, Role::Full).is_none(), "one job is no full batch, and no other will come");
-        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [3]);
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [3], "one job is no full batch");
+        assert!(queue.next_batch(crew, Role::Full).is_none(), "no other will come");
         assert!(queue.next_batch(crew, Role::Solo).is_none());
     }
 

@@ -316,7 +316,7 @@ pub(super) fn open_crew<B: Binding>(opener: &Opener<B>, plan: &Plan) -> Result<V
     Ok(sessions)
 }
 
-/// What a graph is served with first: the choice of an earlier start, or the first plan that works.
+/// What a graph is served with first: the best of what an earlier start measured, or the first plan that works.
 struct First<B: Binding> {
     plan: Plan,
     sessions: Vec<Warmed<B>>,
@@ -336,7 +336,7 @@ impl<B: Binding> First<B> {
                     return Ok(Self { plan, sessions, reason, tuning: Some(tuning) });
                 }
                 Err(error) => {
-                    tracing::warn!(model = source.model, %error, "the choice of an earlier start no longer works")
+                    tracing::warn!(model = source.model, %error, "the best of what an earlier start measured no longer works")
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! What `auto` decides by: measurements of plans, the rule that chooses among them, and the cache of its choices.
+//! What `auto` decides by: measurements of plans, the rule that chooses among them, and their cache.
 
 use std::path::{Path, PathBuf};
 

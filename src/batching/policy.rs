@@ -34,7 +34,7 @@ pub struct Situation {
     pub solo_is_sooner: bool,
     /// Are all workers of the role [`Role::Full`] running a batch?
     pub cores_taken: bool,
-    /// Is the solo worker out, to rebuild its model after a failed run?
+    /// Is the solo worker out, to rebuild its model after a failed run, or is there none?
     pub solo_is_out: bool,
     /// Are all the others?
     pub others_are_out: bool,
@@ -61,11 +61,12 @@ impl BatchPolicy {
         let Situation { len, closed, .. } = situation;
         let is_full = len >= self.max_batch_size;
         match role {
-            _ if len == 0 => nothing(closed),
+            _ if len == 0 && closed => Decision::Stop,
+            _ if len == 0 => Decision::WaitForJobs,
+            Role::Full if situation.solo_is_out => self.decide(Role::Any, situation),
             Role::Any if is_full => Decision::Run(self.max_batch_size),
             Role::Any => self.run_when_due(len, situation),
             Role::Full if is_full && !self.is_for_solo(situation) => Decision::Run(self.max_batch_size),
-            Role::Full if situation.solo_is_out => self.run_when_due(len, situation),
             Role::Full => Decision::WaitForJobs,
             Role::Solo if !self.is_for_solo(situation) => Decision::WaitForJobs,
             Role::Solo if is_full => Decision::Run(1),
@@ -91,11 +92,6 @@ impl BatchPolicy {
             _ => Decision::Run(size),
         }
     }
-}
-
-/// What a worker does for which nothing waits.
-fn nothing(closed: bool) -> Decision {
-    if closed { Decision::Stop } else { Decision::WaitForJobs }
 }
 
 #[cfg(test)]

@@ -53,23 +53,36 @@ struct State<M: Model> {
     jobs: VecDeque<Waiting<M>>,
     closed: bool,
     policy: BatchPolicy,
-    /// The crew's workers, a solo one not counted.
-    workers: usize,
-    /// Those of them that run a batch.
-    busy: usize,
-    has_solo: bool,
-    /// Does the solo worker run a job?
-    solo_busy: bool,
-    /// Is the solo worker out?
-    solo_is_out: bool,
-    /// How many of the others are.
-    out: usize,
+    /// The crew's solo worker, if it has one.
+    solo: Workers,
+    /// Its other workers.
+    others: Workers,
     /// Jobs that have been announced and not yet come.
     coming: usize,
     /// Which workers may take batches: those of the newest crew.
     crew: Crew,
     /// What the crew's runs took.
     run_times: RunTimes,
+}
+
+/// Workers of a crew that can do the same.
+struct Workers {
+    count: usize,
+    /// Those that run a batch.
+    busy: usize,
+    /// Those that are out, to rebuild their model.
+    out: usize,
+}
+
+impl Workers {
+    fn new(count: usize) -> Self {
+        Self { count, busy: 0, out: 0 }
+    }
+
+    /// Is none there?
+    fn are_out(&self) -> bool {
+        self.out >= self.count
+    }
 }
 
 impl<M: Model> BatchQueue<M> {
@@ -81,12 +94,8 @@ impl<M: Model> BatchQueue<M> {
             jobs,
             closed: false,
             policy,
-            workers: 1,
-            busy: 0,
-            has_solo: false,
-            solo_busy: false,
-            solo_is_out: false,
-            out: 0,
+            solo: Workers::new(0),
+            others: Workers::new(1),
             coming: 0,
             crew: Crew(0),
             run_times: RunTimes::default(),
@@ -100,9 +109,8 @@ impl<M: Model> BatchQueue<M> {
     pub fn relieve(&self, policy: BatchPolicy, workers: usize, has_solo: bool) -> Crew {
         let mut state = self.lock();
         let crew = Crew(state.crew.0 + 1);
-        (state.policy, state.workers, state.has_solo) = (policy, workers.max(1), has_solo);
-        (state.crew, state.busy, state.solo_busy, state.run_times) = (crew, 0, false, RunTimes::default());
-        (state.out, state.solo_is_out) = (0, false);
+        (state.crew, state.policy, state.run_times) = (crew, policy, RunTimes::default());
+        (state.solo, state.others) = (Workers::new(usize::from(has_solo)), Workers::new(workers.max(1)));
         drop(state);
         self.wake_all();
         crew
@@ -159,14 +167,10 @@ impl<M: Model> BatchQueue<M> {
             match state.policy.decide(role, state.situation(now)) {
                 Decision::Run(size) => {
                     let batch = self.take(&mut state, size, now);
-                    if !batch.is_empty() {
-                        match role {
-                            Role::Solo => state.solo_busy = true,
-                            Role::Any | Role::Full => state.busy += 1,
-                        }
-                    }
+                    let begins = !batch.is_empty();
+                    state.workers(role).busy += usize::from(begins);
                     self.wake_one(&state);
-                    if !batch.is_empty() {
+                    if begins {
                         return Some(batch);
                     }
                 }
@@ -206,14 +210,14 @@ impl<M: Model> BatchQueue<M> {
         if state.crew != crew {
             return;
         }
+        let workers = state.workers(role);
+        workers.busy = workers.busy.saturating_sub(1);
         match role {
             Role::Solo => {
-                state.solo_busy = false;
-                let workers = state.workers;
-                state.run_times.learn_solo(time, workers);
+                let others = state.others.count;
+                state.run_times.learn_solo(time, others);
             }
             Role::Any | Role::Full => {
-                state.busy = state.busy.saturating_sub(1);
                 let is_full = size == state.policy.max_batch_size;
                 // A session for full batches takes no less time for fewer.
                 if role == Role::Any || is_full {
@@ -231,11 +235,8 @@ impl<M: Model> BatchQueue<M> {
         if state.crew != crew {
             return;
         }
-        match role {
-            Role::Solo => state.solo_is_out = is_out,
-            Role::Any | Role::Full if is_out => state.out += 1,
-            Role::Any | Role::Full => state.out = state.out.saturating_sub(1),
-        }
+        let out = &mut state.workers(role).out;
+        *out = if is_out { *out + 1 } else { out.saturating_sub(1) };
         self.wake_one(&state);
     }
 
@@ -266,7 +267,7 @@ impl<M: Model> BatchQueue<M> {
             }
             return;
         }
-        let is_for_solo = state.has_solo && state.policy.is_for_solo(state.situation(Instant::now()));
+        let is_for_solo = state.policy.is_for_solo(state.situation(Instant::now()));
         if is_for_solo { &self.for_solo } else { &self.for_batches }.notify_one();
     }
 
@@ -294,14 +295,22 @@ impl<M: Model> Drop for Announcement<M> {
 }
 
 impl<M: Model> State<M> {
+    /// The crew's workers that can do the same as one of `role`.
+    fn workers(&mut self, role: Role) -> &mut Workers {
+        match role {
+            Role::Solo => &mut self.solo,
+            Role::Any | Role::Full => &mut self.others,
+        }
+    }
+
     fn situation(&self, now: Instant) -> Situation {
         Situation {
             len: self.jobs.len(),
             oldest_age: self.jobs.front().map_or(Duration::ZERO, |oldest| now - oldest.since),
             solo_is_sooner: self.solo_is_sooner(),
-            cores_taken: self.busy >= self.workers,
-            solo_is_out: self.solo_is_out,
-            others_are_out: self.out >= self.workers,
+            cores_taken: self.others.busy >= self.others.count,
+            solo_is_out: self.solo.are_out(),
+            others_are_out: self.others.are_out(),
             closed: self.closed,
         }
     }
@@ -309,13 +318,13 @@ impl<M: Model> State<M> {
     /// Would the solo worker have answered the jobs that wait, are on their way or run before a full batch were done? Not once a
     /// batch runs.
     fn solo_is_sooner(&self) -> bool {
-        let jobs = self.jobs.len() + self.coming + usize::from(self.solo_busy);
-        self.busy == 0 && self.run_times.solo_is_sooner(jobs)
+        let jobs = self.jobs.len() + self.coming + self.solo.busy;
+        self.others.busy == 0 && self.run_times.solo_is_sooner(jobs)
     }
 
     /// When the turn of a job that came now would be, as far as can be told. An empty queue never refuses.
     fn estimated_wait(&self) -> Duration {
-        self.run_times.wait(self.jobs.len() / self.workers)
+        self.run_times.wait(self.jobs.len() / self.others.count)
     }
 }
 
@@ -370,6 +379,16 @@ mod tests {
         batch.iter().map(|waiting| waiting.job.input).collect()
     }
 
+    /// What a worker gets that asks while a `change` is made without which nothing is for it: whether or not it waits by then, it
+    /// gets that no sooner. What the change returns lives until then.
+    fn taken_once<T>(queue: &BatchQueue<Echo>, (crew, role): (Crew, Role), change: impl FnOnce() -> T) -> Vec<u32> {
+        std::thread::scope(|scope| {
+            let taken = scope.spawn(|| inputs(&queue.next_batch(crew, role).unwrap()));
+            let _changed = change();
+            taken.join().unwrap()
+        })
+    }
+
     #[test]
     fn batches_keep_the_order_of_arrival() {
         let queue = queue(2, 10);
@@ -395,12 +414,8 @@ mod tests {
         let crew = queue.relieve(BatchPolicy { max_batch_size: 2, max_queue_delay: Duration::ZERO }, 1, true);
         let _answers = push_each(&queue, 0..3);
         assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [0, 1]);
-        std::thread::scope(|scope| {
-            let solo = scope.spawn(|| inputs(&queue.next_batch(crew, Role::Solo).unwrap()));
-            // Whether or not the solo worker waits by now, it gets the job no sooner than here.
-            queue.finish(crew, Role::Full, 2, Duration::ZERO);
-            assert_eq!(solo.join().unwrap(), [2]);
-        });
+        let end = || queue.finish(crew, Role::Full, 2, Duration::ZERO);
+        assert_eq!(taken_once(&queue, (crew, Role::Solo), end), [2]);
         let (last, _answer) = job(3, LONG);
         queue.push(last).unwrap();
         queue.close();
@@ -458,20 +473,11 @@ mod tests {
         let queue = queue(2, 10);
         let crew = queue.relieve(BatchPolicy { max_batch_size: 2, max_queue_delay: Duration::ZERO }, 1, true);
         let _lone = push_each(&queue, 0..1);
-        std::thread::scope(|scope| {
-            let other = scope.spawn(|| inputs(&queue.next_batch(crew, Role::Full).unwrap()));
-            // Whether or not the other worker waits by now, it gets the job no sooner than here.
-            queue.set_out(crew, Role::Solo, true);
-            assert_eq!(other.join().unwrap(), [0]);
-        });
+        assert_eq!(taken_once(&queue, (crew, Role::Full), || queue.set_out(crew, Role::Solo, true)), [0]);
         queue.set_out(crew, Role::Solo, false);
         queue.finish(crew, Role::Full, 1, MS);
         let _three = push_each(&queue, 1..4);
-        std::thread::scope(|scope| {
-            let solo = scope.spawn(|| inputs(&queue.next_batch(crew, Role::Solo).unwrap()));
-            queue.set_out(crew, Role::Full, true);
-            assert_eq!(solo.join().unwrap(), [1]);
-        });
+        assert_eq!(taken_once(&queue, (crew, Role::Solo), || queue.set_out(crew, Role::Full, true)), [1]);
         queue.set_out(crew, Role::Full, false);
         assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [2, 3], "it is back");
     }
@@ -480,14 +486,12 @@ mod tests {
     fn a_job_that_waited_for_the_solo_worker_goes_to_another_once_a_second_is_announced() {
         let queue = queue(1, 10);
         let crew = queue.relieve(BatchPolicy { max_batch_size: 1, max_queue_delay: Duration::ZERO }, 1, true);
-        std::thread::scope(|scope| {
-            let other = scope.spawn(|| inputs(&queue.next_batch(crew, Role::Full).unwrap()));
-            let (first, _answer) = job(1, LONG);
+        let (first, _answer) = job(1, LONG);
+        let come = || {
             queue.push(first).unwrap();
-            // Whether or not the other worker waits by now, it gets the job no sooner than here.
-            let _announcement = queue.announce();
-            assert_eq!(other.join().unwrap(), [1]);
-        });
+            queue.announce()
+        };
+        assert_eq!(taken_once(&queue, (crew, Role::Full), come), [1]);
     }
 
     #[test]
@@ -498,7 +502,7 @@ mod tests {
         let crew = queue.relieve(BatchPolicy { max_batch_size: 1, max_queue_delay: Duration::ZERO }, 1, true);
         assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [1]);
         queue.finish(CREW, Role::Any, 1, Duration::ZERO);
-        assert_eq!(queue.lock().busy, 1);
+        assert_eq!(queue.lock().others.busy, 1);
     }
 
     #[test]

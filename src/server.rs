@@ -57,6 +57,7 @@ pub fn load_context(config: &Config, metrics: SharedMetrics) -> Result<LoadConte
         cache_dir: config.cache_dir.clone(),
         text_cache_size: config.text_cache_size,
         program: config.program.clone(),
+        gate: Arc::default(),
     })
 }
 

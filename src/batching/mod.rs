@@ -1,10 +1,12 @@
 //! Dynamic batching: a queue per graph, and workers that take batches from it. Knows no HTTP, no image, no runtime.
 
+mod gate;
 mod policy;
 mod queue;
 mod run_times;
 mod worker;
 
+pub use gate::{ClosedGate, RunGate};
 pub use policy::{BatchPolicy, Role};
 pub use queue::{Announcement, BatchQueue, Crew, Job, Permit};
 pub(crate) use worker::panic_text;

@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::policy::{BatchPolicy, Decision, Role, Situation};
 use super::run_times::RunTimes;
-use super::{Answer, InferenceError, Model};
+use super::{Answer, InferenceError, Model, RunGate};
 use crate::telemetry::{DropReason, QueueMetrics};
 
 /// A share of what the server admits at a time. It travels with the work, so that work whose client has left still counts.
@@ -47,6 +47,8 @@ pub struct BatchQueue<M: Model> {
     ended: Condvar,
     capacity: usize,
     pub(super) metrics: QueueMetrics,
+    /// What its batches' runs go through.
+    pub(super) gate: Arc<RunGate>,
 }
 
 struct State<M: Model> {
@@ -87,7 +89,7 @@ impl Workers {
 
 impl<M: Model> BatchQueue<M> {
     /// A queue of at most `capacity` jobs, without workers yet.
-    pub fn new(capacity: usize, metrics: QueueMetrics) -> Self {
+    pub fn new(capacity: usize, metrics: QueueMetrics, gate: Arc<RunGate>) -> Self {
         let policy = BatchPolicy { max_batch_size: 1, max_queue_delay: Duration::ZERO };
         let jobs = VecDeque::new();
         let state = State {
@@ -101,7 +103,7 @@ impl<M: Model> BatchQueue<M> {
             run_times: RunTimes::default(),
         };
         let (for_batches, for_solo, ended) = (Condvar::new(), Condvar::new(), Condvar::new());
-        Self { state: Mutex::new(state), for_batches, for_solo, ended, capacity, metrics }
+        Self { state: Mutex::new(state), for_batches, for_solo, ended, capacity, metrics, gate }
     }
 
     /// Announces a crew of `workers` workers that take batches by `policy`, and a solo worker beside them if `has_solo`. Those of
@@ -146,6 +148,21 @@ impl<M: Model> BatchQueue<M> {
             return Err(InferenceError::DeadlineUnreachable);
         }
         state.jobs.push_back(Waiting { job, since });
+        self.metrics.depth.set(state.jobs.len() as i64);
+        self.wake_one(&state);
+        Ok(())
+    }
+
+    /// Puts a job before all others, also where the queue is full: for the few that the server asks for itself.
+    ///
+    /// # Errors
+    /// The queue is closed. The job is dropped, its permit released.
+    pub fn push_ahead(&self, job: Job<M>) -> Result<(), InferenceError> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(InferenceError::Closed);
+        }
+        state.jobs.push_front(Waiting { job, since: Instant::now() });
         self.metrics.depth.set(state.jobs.len() as i64);
         self.wake_one(&state);
         Ok(())
@@ -348,7 +365,7 @@ mod tests {
     type Receiver = oneshot::Receiver<Result<Answer<u32>, InferenceError>>;
 
     fn queue(max_batch_size: usize, capacity: usize) -> Arc<BatchQueue<Echo>> {
-        let queue = Arc::new(BatchQueue::new(capacity, QueueMetrics::default()));
+        let queue = Arc::new(BatchQueue::new(capacity, QueueMetrics::default(), Arc::default()));
         assert_eq!(queue.relieve(BatchPolicy { max_batch_size, max_queue_delay: Duration::ZERO }, 1, false), CREW);
         queue
     }
@@ -511,6 +528,22 @@ mod tests {
         let (first, _answer) = job(1, LONG);
         queue.push(first).unwrap();
         assert_eq!(queue.push(job(2, LONG).0), Err(InferenceError::QueueFull));
+    }
+
+    #[test]
+    fn the_servers_own_jobs_come_first_and_into_a_full_queue_too() {
+        let queue = queue(8, 1);
+        let _answers: Vec<_> = [(1, false), (2, true), (3, true)]
+            .into_iter()
+            .map(|(input, own)| {
+                let (job, answer) = job(input, LONG);
+                if own { queue.push_ahead(job) } else { queue.push(job) }.unwrap();
+                answer
+            })
+            .collect();
+        assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [3, 2, 1]);
+        queue.close();
+        assert_eq!(queue.push_ahead(job(4, LONG).0), Err(InferenceError::Closed));
     }
 
     #[test]

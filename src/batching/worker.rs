@@ -114,6 +114,7 @@ fn run_batch<M: Model>(
     model: &mut M,
     batch: Vec<Waiting<M>>,
 ) -> bool {
+    let gate = queue.gate.enter();
     let started = Instant::now();
     let size = batch.len();
     let (inputs, replies): (Vec<_>, Vec<_>) =
@@ -125,6 +126,7 @@ fn run_batch<M: Model>(
             answers => Err(format!("{answers} answers to {size} jobs")),
         });
     let inference = started.elapsed();
+    drop(gate);
     queue.finish(crew, role, size, inference);
     queue.metrics.batch_size.observe(size as f64);
     queue.metrics.inference.observe(inference.as_secs_f64());
@@ -219,7 +221,7 @@ mod tests {
 
     fn start(max_batch_size: usize, gate: Option<mpsc::Receiver<()>>) -> (Arc<BatchQueue<Doubler>>, Worker) {
         let policy = BatchPolicy { max_batch_size, max_queue_delay: Duration::ZERO };
-        let queue = Arc::new(BatchQueue::new(100, QueueMetrics::default()));
+        let queue = Arc::new(BatchQueue::new(100, QueueMetrics::default(), Arc::default()));
         let crew = (queue.relieve(policy, 1, false), Role::Any);
         let rebuild = || Ok(Doubler { gate: None, generation: 2 });
         let model = Doubler { gate, generation: 1 };
@@ -249,6 +251,21 @@ mod tests {
     }
 
     #[test]
+    fn no_batch_runs_while_the_gate_is_closed() {
+        let (queue, worker) = start(8, None);
+        let closed = queue.gate.close();
+        let mut answer = push(&queue, 1);
+        while worker.straggler().busy_for.is_none() {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(answer.try_recv().is_err(), "it has the job and waits");
+        closed.open();
+        assert_eq!(answer.blocking_recv().unwrap().unwrap().output, (2, 1));
+        queue.close();
+    }
+
+    #[test]
     fn a_panic_an_error_or_a_missing_answer_fails_that_batch_alone() {
         let (queue, _worker) = start(1, None);
         for (input, message) in [(13, "panicked: thirteen"), (14, "fourteen"), (15, "0 answers to 1 jobs")] {
@@ -262,7 +279,7 @@ mod tests {
 
     #[test]
     fn while_a_worker_rebuilds_its_model_the_others_answer() {
-        let queue = Arc::new(BatchQueue::new(100, QueueMetrics::default()));
+        let queue = Arc::new(BatchQueue::new(100, QueueMetrics::default(), Arc::default()));
         let crew = queue.relieve(BatchPolicy { max_batch_size: 8, max_queue_delay: Duration::ZERO }, 1, true);
         let (let_go, held) = mpsc::channel::<()>();
         let spawn = |role, generation, rebuild: Box<dyn Fn() -> Result<Doubler, String> + Send>| {

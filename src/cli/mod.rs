@@ -104,10 +104,9 @@ fn read_config(matches: &ArgMatches) -> Result<Config, Failure> {
     Config::check(&sources, mistakes).map_err(Failure::Config)
 }
 
-/// A process of the server's own: a request on standard input, its answer on standard output.
+/// A process of the server's own, which talks with it by standard input and output.
 fn measure() -> Result<(), Failure> {
-    print(&crate::models::answer_request(&std::io::read_to_string(std::io::stdin())?));
-    Ok(())
+    Ok(crate::models::measure_for_server(std::io::stdin().lock(), std::io::stdout().lock())?)
 }
 
 fn print_openapi() -> Result<(), Failure> {

@@ -113,7 +113,8 @@ impl<B: Binding> Engine<B> {
         let Some(warmed) = sessions.first() else {
             return Err(LoadError::System("no session was opened".to_owned()));
         };
-        let queue = BatchQueue::new(settings.max_queue_size, context.metrics.queue(source.model, source.graph));
+        let metrics = context.metrics.queue(source.model, source.graph);
+        let queue = BatchQueue::new(settings.max_queue_size, metrics, Arc::clone(&context.gate));
         let (nodes, nodes_on_cpu) = warmed.model.graph.node_counts();
         let info = GraphInfo {
             stored: stored.0.clone(),
@@ -253,6 +254,13 @@ impl<B: Binding> Engine<B> {
         Ok(Pending(answer))
     }
 
+    /// Puts an item of the engine's own before those that wait, however many they are.
+    pub(super) fn submit_ahead(&self, item: B::Item, deadline: Instant) -> Result<Pending, InferenceError> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.push_ahead(Job { input: item, deadline, reply, permit: None })?;
+        Ok(Pending(answer))
+    }
+
     /// Why the engine cannot answer at present, if it cannot.
     pub(super) fn broken(&self) -> Option<String> {
         self.running.read().unwrap_or_else(PoisonError::into_inner).workers.iter().find_map(Worker::broken)
@@ -342,12 +350,10 @@ impl<B: Binding> First<B> {
         }
         let mut failures = Vec::new();
         for provider in providers(&opener.context, settings) {
-            let mut plan = first_plan(settings, provider);
-            if settings.leaves_open() && provider.is_on_cpu() && opener.can_fix_batch_size() {
-                // For the seconds until tuning has found better: opened for one image at a time, it is ready sooner and takes a
-                // good deal less memory, which is when the most is needed.
-                plan.max_batch_size = 1;
-            }
+            let plan = match settings.leaves_open() {
+                true => opener.lone_plan(settings, provider),
+                false => first_plan(settings, provider),
+            };
             match open_crew(opener, &plan) {
                 Ok(sessions) => {
                     let mut reason = reason(settings, &failures);

@@ -32,11 +32,11 @@ pub use info::{ModelInfo, ModelState};
 pub use registry::{LookupError, Registry, StopReport};
 pub use stored_graph::StoredGraph;
 pub use text_encoder::Padding;
-pub use trial::answer_request;
+pub use trial::measure_for_server;
 pub use tuning::{Candidate, Speed, Tuning};
 pub use zero_shot::{ZeroShotClassifier, ZeroShotQuestion};
 
-use crate::batching::{InferenceError, Permit, Straggler};
+use crate::batching::{InferenceError, Permit, RunGate, Straggler};
 use crate::cpu_pool::Panicked;
 use crate::preprocess::{DecodeError, DecodeLimits};
 use crate::runtime::{Runtime, RuntimeError};
@@ -58,6 +58,8 @@ pub struct LoadContext {
     pub text_cache_size: usize,
     /// The program that measures, in processes of its own; `None`: measuring is done in this process.
     pub program: Option<PathBuf>,
+    /// What the runs of all models go through, so that tuning can measure without them.
+    pub gate: Arc<RunGate>,
 }
 
 /// Why a model could not be loaded.

@@ -193,6 +193,14 @@ impl Use {
 }
 
 impl<B: Binding> Opener<B> {
+    /// The plan for `provider` until tuning has found better. Opened for one image at a time where that can be, a session is ready
+    /// sooner and takes a good deal less memory, which is when the most is needed.
+    pub(super) fn lone_plan(&self, settings: &ModelSettings, provider: ExecutionProvider) -> Plan {
+        let plan = first_plan(settings, provider);
+        let alone = provider.is_on_cpu() && self.can_fix_batch_size();
+        Plan { max_batch_size: if alone { 1 } else { plan.max_batch_size }, ..plan }
+    }
+
     /// The precision that was named, or those that are worth measuring on `provider`.
     pub(super) fn precisions(&self, settings: &ModelSettings, provider: ExecutionProvider) -> Vec<Precision> {
         if let Some(named) = settings.precision {

@@ -1,11 +1,16 @@
 //! One measurement of one plan: its answers to the probe, and its speed. In a process of its own, so that what sessions leave
 //! behind (memory, or a crash) is not the server's.
+//!
+//! The process is told what to measure by the first line of its standard input. It asks for each turn of measuring by a [`Word`] on
+//! its standard output, and begins it with the next line of its input: the server holds its own runs back meanwhile.
 
-use std::io::Write;
+use std::cell::RefCell;
+use std::io::{BufRead, BufReader, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
@@ -17,7 +22,7 @@ use super::probe::{self, Probe};
 use super::text_encoder::TokenBinding;
 use super::tuning::{Speed, gains_end};
 use super::{LoadContext, LoadError};
-use crate::batching::Role;
+use crate::batching::{ClosedGate, Role, RunGate};
 use crate::preprocess::{DecodeLimits, ImageProcessor};
 use crate::runtime::{ExecutionProvider, Precision, Runtime};
 use crate::telemetry::Metrics;
@@ -28,13 +33,16 @@ const TURN: Duration = Duration::from_millis(50);
 /// A size gets turns until they add up to this: a long run says as much as many short ones.
 const MEASURED: Duration = Duration::from_millis(200);
 
-/// A plan that does less than this part of what the fastest one does, one item a run, is not measured with more.
-const HOPELESS: f64 = 0.7;
-
 /// A process that takes longer is ended. TensorRT compiles for minutes.
 const LIMIT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1800));
 
-/// What a process is told on its standard input.
+/// No turn holds the server's own runs back for longer.
+const LONGEST_TURN: Duration = Duration::from_secs(2);
+
+/// How often is looked whether the server stops.
+const POLL: Duration = Duration::from_millis(10);
+
+/// What a process is told.
 #[derive(Serialize, Deserialize)]
 struct Request {
     onnxruntime: PathBuf,
@@ -44,9 +52,22 @@ struct Request {
     device_id: u32,
     open_inputs: Vec<Vec<Option<String>>>,
     plan: Plan,
-    fastest: f64,
     probe: Probe,
 }
+
+/// What a process says, a line each.
+#[derive(Serialize, Deserialize)]
+enum Word {
+    /// It would begin a turn, and waits for a line.
+    Begin,
+    /// The turn has ended.
+    End,
+    /// Its last.
+    Outcome(Result<Trial, String>),
+}
+
+/// Does something while the server runs nothing. Fails where there is no more server.
+type Quietly<'a> = dyn Fn(&mut dyn FnMut()) -> Result<(), LoadError> + 'a;
 
 /// What was measured.
 #[derive(Debug, Serialize, Deserialize)]
@@ -58,17 +79,22 @@ pub(super) struct Trial {
 }
 
 /// Measures `plan` in a process of the context's program, or in this one if there is none. Blocks; gives up when `stopped` says so.
-/// `fastest` is what other plans do at most, one item a run, in items per second; a hopeless one is told by it.
 pub(super) fn measure<B: Binding>(
     opener: &Opener<B>,
     plan: &Plan,
     probe: &Probe,
     items: &[B::Item],
-    fastest: f64,
     stopped: &dyn Fn() -> bool,
 ) -> Result<Trial, LoadError> {
+    let gate = &opener.context.gate;
     let Some(program) = &opener.context.program else {
-        return perform(opener, plan, items, fastest);
+        let quietly = |turn: &mut dyn FnMut()| {
+            let closed = gate.close();
+            turn();
+            closed.open();
+            Ok(())
+        };
+        return perform(opener, plan, items, &quietly);
     };
     let request = Request {
         onnxruntime: opener.context.runtime.library.clone(),
@@ -78,62 +104,103 @@ pub(super) fn measure<B: Binding>(
         device_id: opener.device_id,
         open_inputs: opener.open_inputs.clone(),
         plan: *plan,
-        fastest,
         probe: probe.clone(),
     };
     let limit = if plan.provider == ExecutionProvider::TensorRt { LIMIT.1 } else { LIMIT.0 };
-    in_process(program, &request, limit, stopped).map_err(LoadError::System)
+    in_process(program, &request, limit, gate, stopped).map_err(LoadError::System)
 }
 
-fn in_process(program: &Path, request: &Request, limit: Duration, stopped: &dyn Fn() -> bool) -> Result<Trial, String> {
-    let text = serde_json::to_vec(request).map_err(|error| error.to_string())?;
+fn in_process(
+    program: &Path,
+    request: &Request,
+    limit: Duration,
+    gate: &RunGate,
+    stopped: &dyn Fn() -> bool,
+) -> Result<Trial, String> {
+    let text = serde_json::to_string(request).map_err(|error| error.to_string())?;
     let failed = |error: std::io::Error| format!("no measuring process could be started: {error}");
     let mut command = Command::new(program);
     command.arg("measure").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().map_err(failed)?;
-    let Some((mut input, mut output)) = child.stdin.take().zip(child.stdout.take()) else {
+    let Some((mut input, output)) = child.stdin.take().zip(child.stdout.take()) else {
         return Err("the measuring process has no pipes".to_owned());
     };
-    // Read beside the waiting: an answer may be longer than a pipe holds.
-    let reader = std::thread::spawn(move || std::io::read_to_string(&mut output));
+    let (sender, words) = mpsc::channel();
+    std::thread::spawn(move || {
+        let lines = BufReader::new(output).lines().map_while(Result::ok);
+        lines.map_while(|line| serde_json::from_str::<Word>(&line).ok()).try_for_each(|word| sender.send(word))
+    });
     // A process that has ended at once tells why through its exit code.
-    let _ = input.write_all(&text);
-    drop(input);
-    let status = wait(&mut child, limit, stopped);
-    let answer = reader.join().ok().and_then(Result::ok).unwrap_or_default();
-    let status = status?;
-    let outcome: Result<Result<Trial, String>, _> = serde_json::from_str(&answer);
-    outcome.unwrap_or_else(|_| Err(format!("the measuring process ended with {status}")))
+    let tell = |input: &mut ChildStdin, line: &str| drop(writeln!(input, "{line}"));
+    tell(&mut input, &text);
+    let (started, mut turn, mut outcome) = (Instant::now(), None, None);
+    let is_over = || stopped() || started.elapsed() > limit;
+    while !is_over() {
+        match words.recv_timeout(POLL) {
+            Ok(Word::Begin) => {
+                turn = Some(gate.close());
+                tell(&mut input, "");
+            }
+            Ok(Word::End) => turn.take().map_or((), ClosedGate::open),
+            Ok(Word::Outcome(trial)) => outcome = Some(trial),
+            Err(RecvTimeoutError::Timeout) => {
+                if turn.as_ref().is_some_and(|turn| turn.time() > LONGEST_TURN) {
+                    turn = None;
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    drop(turn);
+    let status = wait(&mut child, &is_over)
+        .ok_or_else(|| format!("measuring was ended after {:.0} s", started.elapsed().as_secs_f64()))?;
+    outcome.unwrap_or_else(|| Err(format!("the measuring process ended with {status}")))
 }
 
-/// Waits for the end of a process, which is ended at the limit or when the server stops.
-fn wait(child: &mut Child, limit: Duration, stopped: &dyn Fn() -> bool) -> Result<std::process::ExitStatus, String> {
-    let started = Instant::now();
+/// Waits for the end of a process, which is ended when its time is over.
+fn wait(child: &mut Child, is_over: &dyn Fn() -> bool) -> Option<ExitStatus> {
     loop {
-        if let Some(status) = child.try_wait().map_err(|error| error.to_string())? {
-            return Ok(status);
+        if let Ok(Some(status)) = child.try_wait() {
+            return Some(status);
         }
-        if stopped() || started.elapsed() > limit {
+        if is_over() {
             let _ = child.kill();
             let _ = child.wait();
-            return Err(format!("measuring was ended after {:.0} s", started.elapsed().as_secs_f64()));
+            return None;
         }
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(POLL);
     }
 }
 
-/// The measuring process: a request in JSON to an answer in JSON.
-pub fn answer_request(request: &str) -> String {
-    let trial = || {
-        let request: Request = serde_json::from_str(request).map_err(|error| error.to_string())?;
-        carry_out(request).map_err(|error| error.to_string())
+/// The measuring process, which reads from the server that started it and writes to it.
+///
+/// # Errors
+/// There is no more server.
+pub fn measure_for_server(mut input: impl BufRead, output: impl Write) -> std::io::Result<()> {
+    let mut request = String::new();
+    input.read_line(&mut request)?;
+    let (input, output) = (RefCell::new(input), RefCell::new(output));
+    let say = |word: &Word| {
+        let mut output = output.borrow_mut();
+        writeln!(output, "{}", serde_json::to_string(word)?)?;
+        output.flush()
     };
-    let outcome: Result<Trial, String> = trial();
-    serde_json::to_string(&outcome).unwrap_or_default()
+    let quietly = |turn: &mut dyn FnMut()| {
+        let gone = |error: std::io::Error| LoadError::System(error.to_string());
+        say(&Word::Begin).map_err(gone)?;
+        if input.borrow_mut().read_line(&mut String::new()).map_err(gone)? == 0 {
+            return Err(LoadError::System("the server has gone".to_owned()));
+        }
+        turn();
+        say(&Word::End).map_err(gone)
+    };
+    let outcome = serde_json::from_str(&request).map_err(|error| error.to_string());
+    let outcome = outcome.and_then(|request| carry_out(request, &quietly).map_err(|error| error.to_string()));
+    say(&Word::Outcome(outcome))
 }
 
-fn carry_out(request: Request) -> Result<Trial, LoadError> {
-    let Request { onnxruntime, cache_dir, files, outputs, device_id, open_inputs, plan, fastest, probe } = request;
+fn carry_out(request: Request, quietly: &Quietly<'_>) -> Result<Trial, LoadError> {
+    let Request { onnxruntime, cache_dir, files, outputs, device_id, open_inputs, plan, probe } = request;
     let context = LoadContext {
         runtime: Runtime::load(Some(&onnxruntime))?,
         metrics: Arc::new(Metrics::new()),
@@ -141,6 +208,7 @@ fn carry_out(request: Request) -> Result<Trial, LoadError> {
         cache_dir,
         text_cache_size: 1,
         program: None,
+        gate: Arc::default(),
     };
     match probe {
         Probe::Photos { image_processor } => {
@@ -148,19 +216,26 @@ fn carry_out(request: Request) -> Result<Trial, LoadError> {
                 .map_err(|error| LoadError::System(error.to_string()))?;
             let binding = ImageBinding::for_processor(&processor);
             let opener = Opener { context, binding, files, outputs, device_id, open_inputs };
-            perform(&opener, &plan, &probe::photos(&processor), fastest)
+            perform(&opener, &plan, &probe::photos(&processor), quietly)
         }
         Probe::Prompts { tokens, max_length, padding, image_size } => {
             let binding = TokenBinding::new(max_length, padding, image_size);
             let opener = Opener { context, binding, files, outputs, device_id, open_inputs };
-            perform(&opener, &plan, &tokens, fastest)
+            perform(&opener, &plan, &tokens, quietly)
         }
     }
 }
 
 /// Opens the plan's sessions, asks for the probe's answers and measures batch sizes.
-fn perform<B: Binding>(opener: &Opener<B>, plan: &Plan, items: &[B::Item], fastest: f64) -> Result<Trial, LoadError> {
-    let mut sessions = opener.open(plan, &Use { sizes: BatchSizes::First(1), ..Use::of(plan, Role::Any) })?;
+fn perform<B: Binding>(
+    opener: &Opener<B>,
+    plan: &Plan,
+    items: &[B::Item],
+    quietly: &Quietly<'_>,
+) -> Result<Trial, LoadError> {
+    // As they would be opened to serve, if it is for one size alone.
+    let sizes = if plan.max_batch_size == 1 { BatchSizes::Only(1) } else { BatchSizes::First(1) };
+    let mut sessions = opener.open(plan, &Use { sizes, ..Use::of(plan, Role::Any) })?;
     let mut trial = Trial { answers: Vec::new(), speeds: Vec::new() };
     let Some(session) = sessions.first_mut() else { return Ok(trial) };
     let sizes = session.model.batch_sizes(batch_sizes(plan.max_batch_size));
@@ -168,7 +243,7 @@ fn perform<B: Binding>(opener: &Opener<B>, plan: &Plan, items: &[B::Item], faste
     for item in items.iter().filter(|_| plan.precision != Precision::F32) {
         trial.answers.push(session.model.rows(std::slice::from_ref(item))?.row(0).to_vec());
     }
-    trial.speeds = measure_sizes(&mut sessions, &sizes, fastest)?;
+    trial.speeds = measure_sizes(&mut sessions, &sizes, quietly)?;
     Ok(trial)
 }
 
@@ -176,36 +251,35 @@ fn perform<B: Binding>(opener: &Opener<B>, plan: &Plan, items: &[B::Item], faste
 fn measure_sizes<B: Binding>(
     sessions: &mut [Warmed<B>],
     sizes: &[usize],
-    fastest: f64,
+    quietly: &Quietly<'_>,
 ) -> Result<Vec<Speed>, LoadError> {
     let mut measured: Vec<(Speed, Duration)> = Vec::new();
     for &size in sizes {
         // The first run of a size is slow.
         timed_runs(sessions, Duration::ZERO, 1, |model| Ok(model.run_samples(size).map(drop)?))?;
-        measured.push(measure_size(sessions, size)?);
+        measured.push(measure_size(sessions, size, quietly)?);
         // What looks slow may have been disturbed, and has all its turns before it is judged.
-        if is_enough(&measured, fastest) {
-            take_turns(sessions, &mut measured)?;
-            if is_enough(&measured, fastest) {
+        let speeds = |measured: &[(Speed, Duration)]| measured.iter().map(|(speed, _)| *speed).collect::<Vec<_>>();
+        if gains_end(&speeds(&measured)) {
+            take_turns(sessions, &mut measured, quietly)?;
+            if gains_end(&speeds(&measured)) {
                 break;
             }
         }
     }
-    take_turns(sessions, &mut measured)?;
+    take_turns(sessions, &mut measured, quietly)?;
     Ok(measured.into_iter().map(|(speed, _)| speed).collect())
 }
 
-/// Do these show that larger batches are not worth their time?
-fn is_enough(measured: &[(Speed, Duration)], fastest: f64) -> bool {
-    let speeds: Vec<Speed> = measured.iter().map(|(speed, _)| *speed).collect();
-    speeds.iter().all(|speed| speed.per_second < fastest * HOPELESS) || gains_end(&speeds)
-}
-
 /// Measures each again, by turns, until it has been measured for long enough.
-fn take_turns<B: Binding>(sessions: &mut [Warmed<B>], measured: &mut [(Speed, Duration)]) -> Result<(), LoadError> {
+fn take_turns<B: Binding>(
+    sessions: &mut [Warmed<B>],
+    measured: &mut [(Speed, Duration)],
+    quietly: &Quietly<'_>,
+) -> Result<(), LoadError> {
     while measured.iter().any(|(_, time)| *time < MEASURED) {
         for (best, time) in measured.iter_mut().filter(|(_, time)| *time < MEASURED) {
-            let (speed, turn) = measure_size(sessions, best.batch_size)?;
+            let (speed, turn) = measure_size(sessions, best.batch_size, quietly)?;
             best.per_second = best.per_second.max(speed.per_second);
             best.run_ms = best.run_ms.min(speed.run_ms);
             *time += turn;
@@ -221,8 +295,14 @@ pub(super) fn batch_sizes(max: usize) -> Vec<usize> {
 }
 
 /// Runs batches of `size` in all sessions at once, for a turn. Returns also how long that was.
-fn measure_size<B: Binding>(sessions: &mut [Warmed<B>], size: usize) -> Result<(Speed, Duration), LoadError> {
-    let timed = timed_runs(sessions, TURN, 1, |model| Ok(model.run_samples(size).map(drop)?))?;
+fn measure_size<B: Binding>(
+    sessions: &mut [Warmed<B>],
+    size: usize,
+    quietly: &Quietly<'_>,
+) -> Result<(Speed, Duration), LoadError> {
+    let mut timed = Ok(Vec::new());
+    quietly(&mut || timed = timed_runs(sessions, TURN, 1, |model| Ok(model.run_samples(size).map(drop)?)))?;
+    let timed = timed?;
     let per_second = runs_per_second(&timed) * size as f64;
     let fastest = timed.iter().flat_map(|session| &session.runs).min().copied().unwrap_or_default();
     let turn = timed.iter().map(|session| session.time).max().unwrap_or_default();
@@ -334,8 +414,10 @@ mod tests {
 
     #[test]
     fn a_request_that_is_none_is_answered_with_an_error() {
-        let outcome: Result<Trial, String> = serde_json::from_str(&answer_request("{}")).unwrap();
-        assert!(outcome.unwrap_err().contains("missing field"));
+        let mut said = Vec::new();
+        measure_for_server(&b"{}\n"[..], &mut said).unwrap();
+        let Ok(Word::Outcome(Err(error))) = serde_json::from_slice(&said) else { panic!("{said:?}") };
+        assert!(error.contains("missing field"), "{error}");
     }
 
     fn request() -> Request {
@@ -354,30 +436,66 @@ mod tests {
                 solo_threads: None,
             },
             open_inputs: Vec::new(),
-            fastest: 1.0,
             probe: Probe::Photos { image_processor: serde_json::Value::Null },
         }
     }
 
+    fn in_process(program: &Path, limit: Duration, stopped: &dyn Fn() -> bool) -> Result<Trial, String> {
+        super::in_process(program, &request(), limit, &RunGate::default(), stopped)
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
     #[test]
     fn a_process_that_crashes_or_says_nothing_is_an_error_and_no_more() {
-        let long = Duration::from_secs(60);
-        let error = in_process(Path::new("/bin/false"), &request(), long, &|| false).unwrap_err();
+        let error = in_process(Path::new("/bin/false"), LONG, &|| false).unwrap_err();
         assert!(error.contains("ended with exit status: 1"), "{error}");
-        assert!(
-            in_process(Path::new("/nowhere"), &request(), long, &|| false).unwrap_err().contains("could be started")
-        );
+        assert!(in_process(Path::new("/nowhere"), LONG, &|| false).unwrap_err().contains("could be started"));
+    }
+
+    /// A program that does what the shell script says.
+    fn program(folder: &Path, script: &str) -> PathBuf {
+        let path = folder.join("program");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        path
     }
 
     #[test]
     fn a_process_is_ended_at_the_limit_and_when_the_server_stops() {
         let folder = tempfile::tempdir().unwrap();
-        let script = folder.path().join("hangs");
-        std::fs::write(&script, "#!/bin/sh\nexec sleep 600\n").unwrap();
-        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let error = in_process(&script, &request(), Duration::ZERO, &|| false).unwrap_err();
+        let hangs = program(folder.path(), "exec sleep 600");
+        let error = in_process(&hangs, Duration::ZERO, &|| false).unwrap_err();
         assert!(error.contains("measuring was ended"), "{error}");
-        let error = in_process(&script, &request(), Duration::from_secs(60), &|| true).unwrap_err();
+        let error = in_process(&hangs, LONG, &|| true).unwrap_err();
         assert!(error.contains("measuring was ended"), "{error}");
+    }
+
+    #[test]
+    fn a_turn_begins_once_the_servers_runs_have_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let outcome = r#"{"Outcome":{"Ok":{"answers":[],"speeds":[]}}}"#;
+        let script = format!(r#"read request; echo '"Begin"'; read word; echo '"End"'; echo '{outcome}'"#);
+        let measures = program(folder.path(), &script);
+        let gate = RunGate::default();
+        let run = gate.enter();
+        let (over, is_over) = mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| over.send(super::in_process(&measures, &request(), LONG, &gate, &|| false)).unwrap());
+            assert!(is_over.recv_timeout(Duration::from_millis(200)).is_err(), "a run goes on");
+            drop(run);
+            is_over.recv().unwrap().unwrap();
+        });
+        drop(gate.close());
+    }
+
+    #[test]
+    fn a_process_that_ends_within_a_turn_leaves_the_gate_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let crashes = program(folder.path(), r#"read request; echo '"Begin"'; read word; exit 3"#);
+        let gate = RunGate::default();
+        let error = super::in_process(&crashes, &request(), LONG, &gate, &|| false).unwrap_err();
+        assert!(error.contains("ended with exit status: 3"), "{error}");
+        drop(gate.enter());
     }
 }

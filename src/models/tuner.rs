@@ -2,18 +2,24 @@
 
 use std::time::{Duration, Instant};
 
+use super::LoadError;
 use super::engine::{Engine, open_crew};
-use super::opener::{Binding, Opener, Plan, Use, first_plan, providers};
+use super::opener::{Binding, Opener, Plan, Use, Warmed, first_plan, providers};
 use super::probe::Probe;
 use super::trial::{self, Trial, batch_sizes};
 use super::tuning::{Candidate, Latitude, Tuning, choose, judge};
-use super::{LoadError, Ticket};
 use crate::batching::{InferenceError, Role};
 use crate::config::{ModelSettings, Objective, usable_cores};
 use crate::runtime::Precision;
 
 /// No new candidate is tried after this.
 const BUDGET: Duration = Duration::from_secs(20);
+
+/// A plan that does less than this part of what the fastest one does, one item a run, is not measured with more.
+const HOPELESS: f64 = 0.7;
+
+/// How long the engine may take for its own answers to the probe.
+const ANSWERS: Duration = Duration::from_secs(60);
 
 /// How long an earlier crew's last batch is waited for before sessions are opened that should find its memory free.
 const LAST_BATCH: Duration = Duration::from_secs(2);
@@ -52,138 +58,224 @@ impl<B: Binding> Engine<B> {
 
     /// The engine's own answers, through its queue. Blocks.
     pub(super) fn answers(&self, items: &[B::Item]) -> Result<Vec<Vec<f32>>, InferenceError> {
-        let ticket = Ticket { deadline: Instant::now() + Duration::from_secs(60), permit: None };
-        let pending = items.iter().map(|item| self.submit(item.clone(), ticket.clone()));
-        let pending: Vec<_> = pending.collect::<Result<_, _>>()?;
+        let deadline = Instant::now() + ANSWERS;
+        let pending: Vec<_> =
+            items.iter().map(|item| self.submit_ahead(item.clone(), deadline)).collect::<Result<_, _>>()?;
         pending.into_iter().map(|pending| Ok(pending.blocking_answer()?.output)).collect()
     }
 
-    /// Measures what the settings leave open and goes over to the best of it. Blocks for some seconds, in which the present
-    /// crew serves; ends early when the engine is closed.
+    /// Measures what the settings leave open and goes over to the best of it. Blocks for some seconds, in which the engine
+    /// serves; ends early when the engine is closed.
     pub(super) fn tune(&self, judgement: &Judgement<'_, B>) {
         if !self.wants_tuning() {
             return;
         }
-        let started = Instant::now();
-        let candidates = match self.measure_all(judgement, started) {
-            Ok(candidates) => candidates,
-            Err(error) => {
-                return tracing::warn!(model = self.name.0, graph = self.name.1, %error, "tuning was given up");
-            }
+        // A precision that was asked for by name is not judged; else what runs now is f32, the reference.
+        let reference = match self.settings.precision {
+            Some(_) => None,
+            None => match self.answers(&judgement.items) {
+                Ok(answers) => Some((judgement.probabilities)(&answers)),
+                Err(error) => {
+                    return tracing::warn!(model = self.name.0, graph = self.name.1, %error, "tuning was given up");
+                }
+            },
         };
-        if self.is_closed() {
+        let candidates = Vec::new();
+        Tuner { engine: self, judgement, reference, started: Instant::now(), candidates, lone: None }.run();
+        self.await_relieved(LAST_BATCH);
+    }
+}
+
+/// One tuning of one graph: first of arithmetics, which differ by a multiple, and the fastest serves from then on; then of sessions,
+/// threads and batch sizes.
+struct Tuner<'a, B: Binding> {
+    engine: &'a Engine<B>,
+    judgement: &'a Judgement<'a, B>,
+    /// What f32 makes of the probe.
+    reference: Option<Vec<Vec<f32>>>,
+    started: Instant,
+    candidates: Vec<Candidate>,
+    /// The plan that serves while sessions and batch sizes are measured, and its sessions.
+    lone: Option<(Plan, Vec<Warmed<B>>)>,
+}
+
+impl<B: Binding> Tuner<'_, B> {
+    fn run(mut self) {
+        self.measure_arithmetics();
+        self.go_over_to_the_best_arithmetic();
+        self.measure_batches();
+        self.measure_splits();
+        if self.engine.is_closed() {
             return;
         }
-        for candidate in &candidates {
-            tracing::info!(
-                model = self.name.0,
-                graph = self.name.1,
-                provider = candidate.provider.name(),
-                precision = candidate.precision.name(),
-                instances = candidate.instances,
-                threads = candidate.threads,
-                best_per_second = candidate.best_per_second(),
-                single_ms = candidate.single_ms(),
-                largest_shift = candidate.largest_shift,
-                ruled_out = candidate.ruled_out,
-                "measured"
-            );
-        }
-        let Some(plan) = self.opener.choose(&self.settings, &candidates) else { return };
-        let tuning = Tuning { cached: false, candidates };
-        self.cache.write(&tuning);
+        let Some(plan) = self.engine.opener.choose(&self.engine.settings, &self.candidates) else { return };
+        let tuning = Tuning { cached: false, candidates: std::mem::take(&mut self.candidates) };
+        self.engine.cache.write(&tuning);
         let reason = format!("auto: best of {} measured", tuning.candidates.len());
-        if plan == self.plan() {
-            return self.note(reason, tuning);
+        let before = self.engine.plan();
+        if plan == before {
+            return self.engine.note(reason, tuning);
         }
-        let before = self.plan();
-        if let Err(error) = self.go_over(plan, reason, Some(tuning)) {
-            tracing::warn!(model = self.name.0, graph = self.name.1, %error, "the tuned plan does not work");
-            if let Err(error) = self.go_over(before, "auto: the tuned plan does not work".to_owned(), None) {
-                tracing::error!(model = self.name.0, graph = self.name.1, %error, "nor can the first plan be gone back to");
+        if let Err(error) = self.go_over(plan, reason, tuning) {
+            self.warn(&error, "the tuned plan does not work");
+            if self.engine.plan() == before {
+                return;
             }
+            let reason = "auto: the tuned plan does not work".to_owned();
+            let sessions = open_crew(&self.engine.opener, &before);
+            if let Err(error) = sessions.and_then(|sessions| self.engine.run(before, sessions, reason, None)) {
+                self.warn(&error, "nor can the plan before it be gone back to");
+            }
+        }
+    }
+
+    /// Every provider and precision. On a CPU by lone items, of which a batch makes little more: what is far slower with them need
+    /// not be measured with more.
+    fn measure_arithmetics(&mut self) {
+        let Engine { opener, settings, .. } = self.engine;
+        for provider in providers(&opener.context, settings) {
+            let mut first = Plan { solo_threads: None, ..first_plan(settings, provider) };
+            if provider.is_on_cpu() {
+                first.max_batch_size = 1;
+            }
+            // In a lower precision that it computes natively, the same provider is faster.
+            for precision in opener.precisions(settings, provider).into_iter().rev() {
+                let has_faster = self.candidates.iter().any(|other| {
+                    other.provider == provider && is_native_half(other.precision) && other.ruled_out.is_none()
+                });
+                if precision != Precision::F32 || !has_faster {
+                    self.measure(Plan { precision, ..first });
+                }
+            }
+        }
+    }
+
+    /// Of the arithmetics measured so far.
+    fn best_arithmetic(&self) -> Option<Plan> {
+        choose(&self.candidates, Objective::Throughput, Latitude::Bound(f64::INFINITY))
+    }
+
+    /// Who comes meanwhile should not have to wait for the rest of the measuring.
+    fn go_over_to_the_best_arithmetic(&mut self) {
+        let Some(best) = self.best_arithmetic() else { return };
+        let Engine { opener, settings, .. } = self.engine;
+        let present = self.engine.plan();
+        if self.engine.is_closed() || (best.provider, best.precision) == (present.provider, present.precision) {
+            return;
+        }
+        let plan = Plan { precision: best.precision, ..opener.lone_plan(settings, best.provider) };
+        let reason = "auto: the fastest arithmetic of those measured; sessions and batches are still being measured";
+        let gone_over = open_crew(opener, &plan).and_then(|sessions| {
+            self.engine.run(plan, sessions.clone(), reason.to_owned(), None)?;
+            Ok(sessions)
+        });
+        match gone_over {
+            Ok(sessions) => self.lone = Some((plan, sessions)),
+            Err(error) => self.warn(&error, "the fastest arithmetic does not work"),
+        }
+        // What is measured next should not share the cores with the end of this.
+        self.engine.await_relieved(LAST_BATCH);
+    }
+
+    /// All batch sizes of the arithmetics that come into question.
+    fn measure_batches(&mut self) {
+        let settings = &self.engine.settings;
+        let fastest = self.candidates.iter().map(Candidate::singles_per_second).fold(0.0, f64::max);
+        let hopeful = |candidate: &&Candidate| {
+            candidate.provider.is_on_cpu()
+                && candidate.ruled_out.is_none()
+                && candidate.singles_per_second() > fastest * HOPELESS
+        };
+        let hopeful: Vec<Plan> = self
+            .candidates
+            .iter()
+            .filter(hopeful)
+            .map(|candidate| candidate.plan(settings.batch_policy.max_batch_size))
+            .collect();
+        for plan in hopeful.into_iter().filter(|plan| plan.max_batch_size > 1) {
+            self.measure(plan);
+        }
+    }
+
+    /// The best arithmetic, cut into more sessions of fewer threads.
+    fn measure_splits(&mut self) {
+        let settings = &self.engine.settings;
+        let (Some(best), None, None) = (self.best_arithmetic(), settings.instances, settings.threads) else { return };
+        let cores = usable_cores();
+        let whole = Plan { max_batch_size: settings.batch_policy.max_batch_size, ..best };
+        for instances in batch_sizes(cores).into_iter().filter(|&instances| instances > 1) {
+            self.measure(Plan { instances, threads: cores / instances, ..whole });
+        }
+    }
+
+    /// How fast and how faithful a plan is, in place of what was measured of it with fewer batch sizes. Nothing is measured once the
+    /// engine is closed, or the time is up.
+    fn measure(&mut self, plan: Plan) {
+        let engine = self.engine;
+        if engine.is_closed() || self.started.elapsed() > BUDGET {
+            return;
+        }
+        let mut candidate = Candidate::of(&plan);
+        let began = Instant::now();
+        match trial::measure(&engine.opener, &plan, &self.judgement.probe, &self.judgement.items, &|| {
+            engine.is_closed()
+        }) {
+            Err(error) => candidate.ruled_out = Some(error.to_string()),
+            Ok(Trial { answers, speeds }) => {
+                candidate.speeds = speeds;
+                if let Some(reference) = self.reference.as_ref().filter(|_| plan.precision != Precision::F32) {
+                    let probabilities = (self.judgement.probabilities)(&answers);
+                    let (shift, problem) = judge(reference, &probabilities, &engine.settings.tuning);
+                    (candidate.largest_shift, candidate.ruled_out) = (Some(shift), problem);
+                }
+            }
+        }
+        tracing::info!(
+            model = engine.name.0,
+            graph = engine.name.1,
+            provider = candidate.provider.name(),
+            precision = candidate.precision.name(),
+            instances = candidate.instances,
+            threads = candidate.threads,
+            batch_sizes = candidate.speeds.len(),
+            best_per_second = candidate.best_per_second(),
+            single_ms = candidate.single_ms(),
+            largest_shift = candidate.largest_shift,
+            ruled_out = candidate.ruled_out,
+            seconds = began.elapsed().as_secs_f64(),
+            "measured"
+        );
+        match self.candidates.iter_mut().find(|other| other.plan(0) == candidate.plan(0)) {
+            Some(other) => *other = candidate,
+            None => self.candidates.push(candidate),
         }
     }
 
     /// Goes over to another plan, one session after the other, so that not all of the old and the new ones are in memory at once:
     /// a solo session alone can serve while the others are opened.
-    fn go_over(&self, plan: Plan, reason: String, tuning: Option<Tuning>) -> Result<(), LoadError> {
-        if plan == self.plan() {
-            return Ok(());
-        }
+    fn go_over(&mut self, plan: Plan, reason: String, tuning: Tuning) -> Result<(), LoadError> {
+        let Engine { opener, .. } = self.engine;
         let Some(threads) = plan.solo_threads else {
-            return self.run(plan, open_crew(&self.opener, &plan)?, reason, tuning);
+            return self.engine.run(plan, open_crew(opener, &plan)?, reason, Some(tuning));
         };
-        let solo = self.opener.open(&plan, &Use::of(&plan, Role::Solo))?;
         let alone = Plan { instances: 1, threads, max_batch_size: 1, solo_threads: None, ..plan };
-        self.run(alone, solo.clone(), "auto: going over to what was measured best".to_owned(), None)?;
-        self.await_relieved(LAST_BATCH);
-        let mut sessions = self.opener.open(&plan, &Use::of(&plan, plan.role()))?;
+        let solo = match self.lone.take() {
+            Some((lone, sessions)) if lone == alone => sessions,
+            _ => {
+                let solo = opener.open(&plan, &Use::of(&plan, Role::Solo))?;
+                let reason = "auto: going over to what was measured best".to_owned();
+                self.engine.run(alone, solo.clone(), reason, None)?;
+                self.engine.await_relieved(LAST_BATCH);
+                solo
+            }
+        };
+        let mut sessions = opener.open(&plan, &Use::of(&plan, plan.role()))?;
         sessions.extend(solo);
-        self.run(plan, sessions, reason, tuning)
+        self.engine.run(plan, sessions, reason, Some(tuning))
     }
 
-    fn measure_all(&self, judgement: &Judgement<'_, B>, started: Instant) -> Result<Vec<Candidate>, InferenceError> {
-        // A precision that was asked for by name is not judged; else what runs now is f32, the reference.
-        let reference = match self.settings.precision {
-            Some(_) => None,
-            None => Some((judgement.probabilities)(&self.answers(&judgement.items)?)),
-        };
-        let mut candidates: Vec<Candidate> = Vec::new();
-        let try_plan = |candidates: &mut Vec<Candidate>, plan: Plan| {
-            if self.is_closed() || started.elapsed() > BUDGET {
-                return;
-            }
-            let fastest = candidates.iter().map(Candidate::singles_per_second).fold(0.0, f64::max);
-            candidates.push(self.candidate(&plan, judgement, reference.as_deref(), fastest));
-        };
-        for provider in providers(&self.opener.context, &self.settings) {
-            let first = first_plan(&self.settings, provider);
-            // The lowest is likely the fastest, and what is far slower than that need not be measured in full.
-            for precision in self.opener.precisions(&self.settings, provider).into_iter().rev() {
-                // In a lower precision that it computes natively, the same provider is faster.
-                let has_faster = candidates.iter().any(|other: &Candidate| {
-                    other.provider == provider && is_native_half(other.precision) && other.ruled_out.is_none()
-                });
-                if precision != Precision::F32 || !has_faster {
-                    try_plan(&mut candidates, Plan { precision, solo_threads: None, ..first });
-                }
-            }
-        }
-        // The best arithmetic, cut into more sessions of fewer threads.
-        let best = choose(&candidates, Objective::Throughput, Latitude::Bound(f64::INFINITY));
-        if let (Some(best), None, None) = (best, self.settings.instances, self.settings.threads) {
-            let cores = usable_cores();
-            let whole = Plan { max_batch_size: self.settings.batch_policy.max_batch_size, ..best };
-            for instances in batch_sizes(cores).into_iter().filter(|&instances| instances > 1) {
-                try_plan(&mut candidates, Plan { instances, threads: cores / instances, ..whole });
-            }
-        }
-        Ok(candidates)
-    }
-
-    /// How fast and how faithful a plan is.
-    fn candidate(
-        &self,
-        plan: &Plan,
-        judgement: &Judgement<'_, B>,
-        reference: Option<&[Vec<f32>]>,
-        fastest: f64,
-    ) -> Candidate {
-        let mut candidate = Candidate::of(plan);
-        let stopped = || self.is_closed();
-        match trial::measure(&self.opener, plan, &judgement.probe, &judgement.items, fastest, &stopped) {
-            Err(error) => candidate.ruled_out = Some(error.to_string()),
-            Ok(Trial { answers, speeds }) => {
-                candidate.speeds = speeds;
-                if let Some(reference) = reference.filter(|_| plan.precision != Precision::F32) {
-                    let probabilities = (judgement.probabilities)(&answers);
-                    let (shift, problem) = judge(reference, &probabilities, &self.settings.tuning);
-                    (candidate.largest_shift, candidate.ruled_out) = (Some(shift), problem);
-                }
-            }
-        }
-        candidate
+    fn warn(&self, error: &LoadError, what: &str) {
+        tracing::warn!(model = self.engine.name.0, graph = self.engine.name.1, %error, "{what}");
     }
 }
 

@@ -58,7 +58,8 @@ impl Candidate {
         Self { provider, precision, instances, threads, speeds: Vec::new(), largest_shift: None, ruled_out: None }
     }
 
-    fn plan(&self, max_batch_size: usize) -> Plan {
+    /// As it was measured, up to this batch size.
+    pub(super) fn plan(&self, max_batch_size: usize) -> Plan {
         let Self { provider, precision, instances, threads, .. } = *self;
         Plan { provider, precision, instances, threads, max_batch_size, solo_threads: None }
     }

@@ -32,13 +32,15 @@ def open_loop(server, path, photos, rate, seconds):
 def measure(server, path, stages, seconds, options=()):
     """Runs stage after stage, each a list of (photo, connections) that run side by side."""
     length = seconds / len(stages)
-    watch, counts, cpu, started = Watch(), server.counts(), server.cpu_seconds(), time.monotonic()
+    watch, counts, started = Watch(), server.counts(), time.monotonic()
+    cpu, other = server.cpu_seconds(), server.other_cpu_seconds()
     answers = []
     for stage in stages:
         command = ["-z", f"{max(1, round(length * 1000))}ms", *options]
         running = [(photo, start(server.url(path), photo, connections, command)) for photo, connections in stage]
         answers += [(photo, read_answers(generator)) for photo, generator in running]
-    wall, cpu, generator = time.monotonic() - started, server.cpu_seconds() - cpu, watch.generator()
+    wall, generator = time.monotonic() - started, watch.generator()
+    cpu, other = server.cpu_seconds() - cpu, server.other_cpu_seconds() - other
     others, stolen = watch.others(cpu, wall)
     after = server.counts()
     counts = {key: after[key] - counts[key] for key in counts}
@@ -55,6 +57,7 @@ def measure(server, path, stages, seconds, options=()):
         "per_second": sum(rate(rows, length) for _, rows in answers) / len(stages),
         **percentiles([duration for _, rows in answers for begin, duration, _ in rows if begin >= SETTLING * length]),
         "cpu_ms": cpu * 1e3 / counts["answered"],
+        "other_cpu_ms": other * 1e3 / counts["answered"],
         "generator_cpu_ms": generator * 1e3 / requests,
         "batch": counts["images"] / counts["runs"] if counts["runs"] else 0,
         "others": others,

@@ -82,6 +82,16 @@ def process_cpu_seconds(pid):
     return sum(map(int, process_fields(pid)[11:13])) / TICKS
 
 
+def thread_cpu_seconds(pid):
+    """(name, CPU time) of each thread of a process, by its number."""
+
+    def thread(task):
+        nanoseconds = int((task / "schedstat").read_text().split()[0])
+        return (task / "comm").read_text().strip(), nanoseconds / 1e9
+
+    return {task.name: thread(task) for task in Path(f"/proc/{pid}/task").iterdir()}
+
+
 def family_cpu_seconds(pid):
     """CPU time of a process and its children, those that have ended included."""
     total = sum(map(int, process_fields(pid)[11:15]))

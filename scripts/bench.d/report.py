@@ -8,7 +8,8 @@ from tools import median
 # Label, key of suite.ratios, format, and what the project wants of it.
 RATIOS = (
     ("throughput at 32 connections ÷ limit", "throughput_ratio", "{:.2f}", "≥ 0.95"),
-    ("CPU-ms a request beyond preprocessing and inference", "overhead_cpu_ms", "{:.2f}", "≤ 0.3"),
+    ("CPU-ms a request of threads that neither preprocess nor infer", "overhead_cpu_ms", "{:.2f}", "≤ 0.3"),
+    ("all CPU-ms a request − those of preprocessing and inference without HTTP", "beyond_cpu_ms", "{:.2f}", ""),
     ("one connection, p50 ÷ (preprocessing + one image with all cores)", "latency_ratio", "{:.2f}", "≤ 1.15"),
     ("open loop at 70 %, p99 ÷ the same", "open_ratio", "{:.2f}", "≤ 3"),
     ("throughput at 512 ÷ at 32 connections", "crowd_ratio", "{:.2f}", "≥ 0.97"),
@@ -33,6 +34,9 @@ EXPLANATION = """
   with all cores busy, since a server at its limit has no idle ones.
 - **best batch**: the most images/s among all batch sizes, in one session of all cores, in a session a core, and as the
   server runs.
+- **threads that neither preprocess nor infer** handle HTTP, JSON and queues, put batches together and start their runs: their
+  CPU time is told by the system, thread by thread. The difference in the row below also has in it what preprocessing and
+  inference lose to each other's caches when they run side by side, and the noise of both measurements.
 - **requests/s** of closed loops: answers with status 200 in the last nine tenths of a load. Four photos of about 640×480
   (JPEG, quality 90, 4:2:0) in equal shares. The load generator runs on the same machine; what it costs is in the tables.
 - **open loop**: a request at regular intervals, whether or not those before have been answered; latency counts from when

@@ -9,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from machine import family_cpu_seconds, process_cpu_seconds
+from machine import family_cpu_seconds, process_cpu_seconds, thread_cpu_seconds
 from tools import BINARY, ROOT, BenchError
 
 READY_LIMIT = 300
@@ -100,6 +100,11 @@ class Server:
 
     def cpu_seconds(self):
         return process_cpu_seconds(self.process.pid)
+
+    def other_cpu_seconds(self):
+        """Of the threads that neither preprocess nor infer; those of a provider on the CPU infer in threads of the server's."""
+        threads = thread_cpu_seconds(self.process.pid).values()
+        return sum(seconds for name, seconds in threads if name not in ("preprocess", "inference"))
 
     def peak_mb(self):
         return self.memory_mb("VmHWM")

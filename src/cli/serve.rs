@@ -29,8 +29,9 @@ pub(super) fn run(mut config: Config, matches: &ArgMatches, json: bool) -> Resul
     let image = matches.get_one::<String>("example_image").cloned().unwrap_or_default();
     config.program = std::env::current_exe().ok();
     // The async runtime moves bytes; decoding and inference have threads of their own.
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(usable_cores().clamp(1, 4)).enable_all().build()?;
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(usable_cores().clamp(1, 4)).thread_name("http").enable_all();
+    let runtime = builder.build()?;
     let outcome = runtime.block_on(async {
         let listener = TcpListener::bind(config.listen).await;
         let listener = listener.map_err(|error| format!("cannot listen on {}: {error}", config.listen))?;

@@ -214,6 +214,17 @@ impl<B: Binding> Opener<B> {
     /// Opens sessions of the plan's arithmetic and runs every batch size that they will be given, or the one that the graph
     /// insists on, so that none is slow the first time. They share one where the provider lets them.
     pub(super) fn open(&self, plan: &Plan, wanted: &Use) -> Result<Vec<Warmed<B>>, LoadError> {
+        let failed = |cause: &str| LoadError::System(format!("a thread that opens sessions {cause}"));
+        std::thread::scope(|scope| {
+            // The threads that sessions start have the name of the one that opens them.
+            let opening = std::thread::Builder::new().name("inference".to_owned());
+            let opening = opening.spawn_scoped(scope, || self.open_here(plan, wanted));
+            let opening = opening.map_err(|error| failed(&format!("could not be started: {error}")))?;
+            opening.join().unwrap_or_else(|_| Err(failed("panicked")))
+        })
+    }
+
+    fn open_here(&self, plan: &Plan, wanted: &Use) -> Result<Vec<Warmed<B>>, LoadError> {
         let open = |parallel_runs| {
             // What GPUs would make of it has not been measured.
             let fixed = match wanted.sizes {

@@ -16,6 +16,9 @@
 //!    each job its own answer. Where it pays, a solo worker with all cores takes lone jobs, and what is too few for a batch.
 //! 5. The handler turns the answer into scores and labels ([`models`], [`postprocess`]) and writes JSON.
 //!
+//! What the settings leave open about 4 is measured in the background by processes of their own, and gone over to ([`models`]). A
+//! run that is due while such a process measures waits for a moment at a gate ([`batching::RunGate`]).
+//!
 //! Zero-shot is the same twice: the image goes to the vision encoder's queue, prompts whose embedding is not cached
 //! ([`text`]) to the text encoder's.
 //!

@@ -1,53 +1,99 @@
 //! Who may compute: runs of all queues side by side, or for a moment nobody, so that something can be measured.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Every run goes through it.
 #[derive(Default)]
 pub struct RunGate {
-    lock: RwLock<()>,
-    /// Runs that wait for it to be opened.
-    waiting: AtomicUsize,
+    state: Mutex<State>,
+    opened: Condvar,
+    emptied: Condvar,
 }
+
+#[derive(Default)]
+struct State {
+    closed: bool,
+    /// Runs that go on.
+    within: usize,
+    /// Runs that wait for it to be opened.
+    waiting: usize,
+}
+
+/// A run that goes on. Dropped, it has ended.
+pub struct Run<'a>(&'a RunGate);
 
 /// The gate while it is closed. Dropped, it is open.
 pub struct ClosedGate<'a> {
     gate: &'a RunGate,
     since: Instant,
-    lock: RwLockWriteGuard<'a, ()>,
 }
 
 impl RunGate {
-    /// Blocks while the gate is closed. It is not closed before what this returns is dropped.
-    pub fn enter(&self) -> RwLockReadGuard<'_, ()> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let entered = self.lock.read().unwrap_or_else(PoisonError::into_inner);
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
-        entered
+    /// Blocks while the gate is closed.
+    pub fn enter(&self) -> Run<'_> {
+        let mut state = self.lock();
+        state.waiting += 1;
+        let opened = self.opened.wait_while(state, |state| state.closed);
+        state = opened.unwrap_or_else(PoisonError::into_inner);
+        state.waiting -= 1;
+        state.within += 1;
+        Run(self)
     }
 
-    /// Lets no more runs in, and blocks until those that are have ended.
-    pub fn close(&self) -> ClosedGate<'_> {
-        let lock = self.lock.write().unwrap_or_else(PoisonError::into_inner);
-        ClosedGate { gate: self, since: Instant::now(), lock }
+    /// Lets no more runs in, and blocks until those that are have ended; `None` if that takes longer than `limit`: then it is open
+    /// again. For one at a time.
+    pub fn close(&self, limit: Duration) -> Option<ClosedGate<'_>> {
+        let mut state = self.lock();
+        state.closed = true;
+        let closed = ClosedGate { gate: self, since: Instant::now() };
+        let emptied = self.emptied.wait_timeout_while(state, limit, |state| state.within > 0);
+        let (state, emptied) = emptied.unwrap_or_else(PoisonError::into_inner);
+        drop(state);
+        (!emptied.timed_out()).then_some(closed)
+    }
+
+    /// Are no runs let in at present?
+    #[cfg(test)]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.within -= 1;
+        if state.within == 0 {
+            self.0.emptied.notify_all();
+        }
     }
 }
 
 impl ClosedGate<'_> {
-    /// How long it has been closed.
+    /// How long no runs have been let in.
     pub fn time(&self) -> Duration {
         self.since.elapsed()
     }
 
-    /// Opens the gate. If runs waited for that, they get as much time as they lost before this returns.
+    /// Opens the gate. If runs waited for that, they get as much time as that took before this returns.
     pub fn open(self) {
-        let (time, waited) = (self.time(), self.gate.waiting.load(Ordering::Relaxed) > 0);
-        drop(self.lock);
+        let (time, waited) = (self.time(), self.gate.lock().waiting > 0);
+        drop(self);
         if waited {
             std::thread::sleep(time);
         }
+    }
+}
+
+impl Drop for ClosedGate<'_> {
+    fn drop(&mut self) {
+        self.gate.lock().closed = false;
+        self.gate.opened.notify_all();
     }
 }
 
@@ -57,30 +103,40 @@ mod tests {
 
     use super::*;
 
+    const LONG: Duration = Duration::from_secs(60);
+    const SHORT: Duration = Duration::from_millis(50);
+
     #[test]
     fn runs_go_side_by_side_and_wait_while_the_gate_is_closed() {
         let gate = RunGate::default();
-        let (first, second) = (gate.enter(), gate.enter());
-        drop((first, second));
-        let closed = gate.close();
+        drop((gate.enter(), gate.enter()));
+        let closed = gate.close(LONG).unwrap();
         let (entered, has_entered) = mpsc::channel();
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 drop(gate.enter());
                 entered.send(()).unwrap();
             });
-            assert!(has_entered.recv_timeout(Duration::from_millis(50)).is_err(), "it is closed");
+            while gate.lock().waiting == 0 {
+                std::thread::yield_now();
+            }
+            assert!(has_entered.recv_timeout(SHORT).is_err(), "it is closed");
             let time = closed.time();
             let opened = Instant::now();
             closed.open();
             assert!(opened.elapsed() >= time, "who waited gets as long as that");
             has_entered.recv().unwrap();
         });
-        let closed = gate.close();
-        std::thread::sleep(Duration::from_millis(300));
+    }
+
+    #[test]
+    fn it_is_opened_at_once_where_nobody_waits() {
+        let gate = RunGate::default();
+        let closed = ClosedGate { since: Instant::now().checked_sub(LONG).unwrap(), ..gate.close(LONG).unwrap() };
         let opened = Instant::now();
         closed.open();
-        assert!(opened.elapsed() < Duration::from_millis(200), "nobody waited");
+        assert!(opened.elapsed() < LONG);
+        drop(gate.enter());
     }
 
     #[test]
@@ -89,13 +145,18 @@ mod tests {
         let run = gate.enter();
         let (closed, is_closed) = mpsc::channel();
         std::thread::scope(|scope| {
-            scope.spawn(|| {
-                drop(gate.close());
-                closed.send(()).unwrap();
-            });
-            assert!(is_closed.recv_timeout(Duration::from_millis(50)).is_err(), "a run goes on");
+            scope.spawn(|| closed.send(gate.close(LONG).is_some()).unwrap());
+            assert!(is_closed.recv_timeout(SHORT).is_err(), "a run goes on");
             drop(run);
-            is_closed.recv().unwrap();
+            assert!(is_closed.recv().unwrap());
         });
+    }
+
+    #[test]
+    fn a_run_that_does_not_end_keeps_nobody_out() {
+        let gate = RunGate::default();
+        let _hangs = gate.enter();
+        assert!(gate.close(SHORT).is_none());
+        drop(gate.enter());
     }
 }

@@ -162,7 +162,9 @@ impl<M: Model> BatchQueue<M> {
         if state.closed {
             return Err(InferenceError::Closed);
         }
-        state.jobs.push_front(Waiting { job, since: Instant::now() });
+        // The first of the queue tells how long the oldest has waited.
+        let since = state.jobs.front().map_or_else(Instant::now, |oldest| oldest.since);
+        state.jobs.push_front(Waiting { job, since });
         self.metrics.depth.set(state.jobs.len() as i64);
         self.wake_one(&state);
         Ok(())

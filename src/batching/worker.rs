@@ -114,7 +114,7 @@ fn run_batch<M: Model>(
     model: &mut M,
     batch: Vec<Waiting<M>>,
 ) -> bool {
-    let gate = queue.gate.enter();
+    let run = queue.gate.enter();
     let started = Instant::now();
     let size = batch.len();
     let (inputs, replies): (Vec<_>, Vec<_>) =
@@ -126,7 +126,7 @@ fn run_batch<M: Model>(
             answers => Err(format!("{answers} answers to {size} jobs")),
         });
     let inference = started.elapsed();
-    drop(gate);
+    drop(run);
     queue.finish(crew, role, size, inference);
     queue.metrics.batch_size.observe(size as f64);
     queue.metrics.inference.observe(inference.as_secs_f64());
@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn no_batch_runs_while_the_gate_is_closed() {
         let (queue, worker) = start(8, None);
-        let closed = queue.gate.close();
+        let closed = queue.gate.close(Duration::from_secs(60)).unwrap();
         let mut answer = push(&queue, 1);
         while worker.straggler().busy_for.is_none() {
             std::thread::yield_now();

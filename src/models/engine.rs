@@ -70,6 +70,8 @@ struct Running {
     /// Of crews before, until they have ended.
     relieved: Vec<Worker>,
     plan: Plan,
+    /// How often its provider or precision has changed.
+    arithmetic: u64,
     info: GraphInfo,
 }
 
@@ -137,7 +139,7 @@ impl<B: Binding> Engine<B> {
             output_width: warmed.output_width,
             stored,
             queue: Arc::new(queue),
-            running: RwLock::new(Running { workers: Vec::new(), relieved: Vec::new(), plan, info }),
+            running: RwLock::new(Running { workers: Vec::new(), relieved: Vec::new(), plan, arithmetic: 0, info }),
         };
         engine.run(plan, sessions, reason, tuning)?;
         Ok(engine)
@@ -195,6 +197,8 @@ impl<B: Binding> Engine<B> {
         running.relieved.extend(relieved);
         running.relieved.retain(|worker| !worker.is_finished());
         give_back_freed_memory();
+        let changes = (running.plan.provider, running.plan.precision) != (plan.provider, plan.precision);
+        running.arithmetic += u64::from(changes);
         running.plan = plan;
         let int8 = self.stored.1.as_ref().filter(|_| plan.precision == Precision::Int8);
         running.info = GraphInfo {
@@ -235,6 +239,11 @@ impl<B: Binding> Engine<B> {
     /// How the graph is run at present.
     pub(super) fn plan(&self) -> Plan {
         self.running.read().unwrap_or_else(PoisonError::into_inner).plan
+    }
+
+    /// The number of the present arithmetic: answers of an earlier one, which had a lower number, may differ from its own.
+    pub(super) fn arithmetic(&self) -> u64 {
+        self.running.read().unwrap_or_else(PoisonError::into_inner).arithmetic
     }
 
     /// What there is to tell of the graph.

@@ -57,14 +57,9 @@ impl TextEncoder {
     pub(super) fn tune(&self, scores: &dyn Fn(&[Embedding]) -> Vec<Vec<f32>>) -> Result<(), PredictError> {
         let items = self.probe_items()?;
         let probabilities = |rows: &[Vec<f32>]| scores(&rows.iter().cloned().map(unit).collect::<Vec<_>>());
-        let before = self.engine.plan();
         let TokenBinding { max_length, padding, image_size, .. } = self.engine.opener.binding;
         let probe = Probe::Prompts { tokens: items.clone(), max_length, padding, image_size };
         self.engine.tune(&Judgement { probe, items, probabilities: &probabilities });
-        if self.engine.plan() != before {
-            // Another arithmetic: what is kept must be what would be computed.
-            self.cache.clear();
-        }
         Ok(())
     }
 
@@ -75,7 +70,8 @@ impl TextEncoder {
         prompts: &[String],
         ticket: &Ticket,
     ) -> Result<Vec<Embedding>, PredictError> {
-        let cached = self.cache.get_all(prompts);
+        let arithmetic = self.engine.arithmetic();
+        let cached = self.cache.get_all(arithmetic, prompts);
         let hits = cached.iter().flatten().count();
         self.metrics.cache_hits.inc_by(hits as u64);
         self.metrics.cache_misses.inc_by((prompts.len() - hits) as u64);
@@ -87,7 +83,7 @@ impl TextEncoder {
         }
         missing.sort_unstable();
         missing.dedup();
-        let computed = self.compute(pool, missing, ticket).await?;
+        let computed = self.compute(pool, missing, ticket, arithmetic).await?;
         let embedding = |(prompt, cached): (&String, Option<Embedding>)| {
             // Every prompt without a cached embedding was just computed.
             cached.or_else(|| computed.get(prompt).cloned()).unwrap_or_default()
@@ -100,6 +96,7 @@ impl TextEncoder {
         pool: &CpuPool,
         prompts: Vec<String>,
         ticket: &Ticket,
+        arithmetic: u64,
     ) -> Result<HashMap<String, Embedding>, PredictError> {
         if prompts.is_empty() {
             return Ok(HashMap::new());
@@ -119,7 +116,7 @@ impl TextEncoder {
         let answers = try_join_all(pending.into_iter().map(Pending::answer)).await?;
         let embeddings = prompts.into_iter().zip(answers).map(|(prompt, answer)| {
             let embedding = unit(answer.output);
-            self.cache.insert(prompt.clone(), Arc::clone(&embedding));
+            self.cache.insert(arithmetic, prompt.clone(), Arc::clone(&embedding));
             (prompt, embedding)
         });
         Ok(embeddings.collect())

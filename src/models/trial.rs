@@ -36,7 +36,7 @@ const MEASURED: Duration = Duration::from_millis(200);
 /// A process that takes longer is ended. TensorRT compiles for minutes.
 const LIMIT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1800));
 
-/// No turn holds the server's own runs back for longer.
+/// No turn of a process holds the server's own runs back for longer: what does not fit is measured beside them.
 const LONGEST_TURN: Duration = Duration::from_secs(2);
 
 /// How often is looked whether the server stops.
@@ -89,9 +89,11 @@ pub(super) fn measure<B: Binding>(
     let gate = &opener.context.gate;
     let Some(program) = &opener.context.program else {
         let quietly = |turn: &mut dyn FnMut()| {
-            let closed = gate.close();
+            let closed = gate.close(LONGEST_TURN);
             turn();
-            closed.open();
+            if let Some(closed) = closed {
+                closed.open();
+            }
             Ok(())
         };
         return perform(opener, plan, items, &quietly);
@@ -127,8 +129,9 @@ fn in_process(
     };
     let (sender, words) = mpsc::channel();
     std::thread::spawn(move || {
-        let lines = BufReader::new(output).lines().map_while(Result::ok);
-        lines.map_while(|line| serde_json::from_str::<Word>(&line).ok()).try_for_each(|word| sender.send(word))
+        // What else a library may have printed there is no word.
+        let lines = BufReader::new(output).split(b'\n').map_while(Result::ok);
+        lines.filter_map(|line| serde_json::from_slice::<Word>(&line).ok()).try_for_each(|word| sender.send(word))
     });
     // A process that has ended at once tells why through its exit code.
     let tell = |input: &mut ChildStdin, line: &str| drop(writeln!(input, "{line}"));
@@ -138,7 +141,7 @@ fn in_process(
     while !is_over() {
         match words.recv_timeout(POLL) {
             Ok(Word::Begin) => {
-                turn = Some(gate.close());
+                turn = gate.close(LONGEST_TURN);
                 tell(&mut input, "");
             }
             Ok(Word::End) => turn.take().map_or((), ClosedGate::open),
@@ -151,17 +154,24 @@ fn in_process(
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    drop(turn);
-    let status = wait(&mut child, &is_over)
-        .ok_or_else(|| format!("measuring was ended after {:.0} s", started.elapsed().as_secs_f64()))?;
-    outcome.unwrap_or_else(|| Err(format!("the measuring process ended with {status}")))
+    // With its input closed, it waits for nothing more.
+    drop((turn, input));
+    let status = wait(&mut child, &is_over);
+    outcome.unwrap_or_else(|| {
+        Err(match status {
+            Some(status) => format!("the measuring process ended with {status}"),
+            None => format!("measuring was ended after {:.0} s", started.elapsed().as_secs_f64()),
+        })
+    })
 }
 
 /// Waits for the end of a process, which is ended when its time is over.
 fn wait(child: &mut Child, is_over: &dyn Fn() -> bool) -> Option<ExitStatus> {
     loop {
-        if let Ok(Some(status)) = child.try_wait() {
-            return Some(status);
+        match child.try_wait() {
+            Ok(Some(status)) => return Some(status),
+            Ok(None) => {}
+            Err(_) => return None,
         }
         if is_over() {
             let _ = child.kill();
@@ -386,6 +396,8 @@ fn panicked() -> LoadError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
 
     #[test]
@@ -453,11 +465,13 @@ mod tests {
         assert!(in_process(Path::new("/nowhere"), LONG, &|| false).unwrap_err().contains("could be started"));
     }
 
-    /// A program that does what the shell script says.
+    /// A program that does what the shell script says. Written by another process: no file is run that a process has open for
+    /// writing, as one that another test starts meanwhile would have it.
     fn program(folder: &Path, script: &str) -> PathBuf {
         let path = folder.join("program");
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let write = r#"printf '#!/bin/sh\n%s\n' "$1" > "$0" && chmod +x "$0""#;
+        let status = Command::new("/bin/sh").arg("-c").arg(write).arg(&path).arg(script).status().unwrap();
+        assert!(status.success());
         path
     }
 
@@ -486,16 +500,30 @@ mod tests {
             drop(run);
             is_over.recv().unwrap().unwrap();
         });
-        drop(gate.close());
     }
 
     #[test]
-    fn a_process_that_ends_within_a_turn_leaves_the_gate_open() {
+    fn a_turn_that_does_not_end_keeps_the_server_from_running_for_a_while_only() {
         let folder = tempfile::tempdir().unwrap();
-        let crashes = program(folder.path(), r#"read request; echo '"Begin"'; read word; exit 3"#);
-        let gate = RunGate::default();
-        let error = super::in_process(&crashes, &request(), LONG, &gate, &|| false).unwrap_err();
+        let hangs = program(folder.path(), r#"read request; echo '"Begin"'; read word; exec sleep 600"#);
+        let (gate, stops) = (RunGate::default(), AtomicBool::new(false));
+        let stopped = || stops.load(Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            let process = scope.spawn(|| super::in_process(&hangs, &request(), LONG, &gate, &stopped));
+            while !gate.is_closed() {
+                std::thread::sleep(POLL);
+            }
+            drop(gate.enter());
+            stops.store(true, Ordering::Relaxed);
+            assert!(process.join().unwrap().unwrap_err().contains("measuring was ended"));
+        });
+    }
+
+    #[test]
+    fn what_is_no_word_is_passed_over_and_a_process_that_ends_within_a_turn_says_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let crashes = program(folder.path(), r#"read request; echo chatter; echo '"Begin"'; read word; exit 3"#);
+        let error = in_process(&crashes, LONG, &|| false).unwrap_err();
         assert!(error.contains("ended with exit status: 3"), "{error}");
-        drop(gate.enter());
     }
 }

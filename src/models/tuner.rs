@@ -7,12 +7,12 @@ use super::engine::{Engine, open_crew};
 use super::opener::{Binding, Opener, Plan, Use, Warmed, first_plan, providers};
 use super::probe::Probe;
 use super::trial::{self, Trial, batch_sizes};
-use super::tuning::{Candidate, Latitude, Tuning, choose, judge};
+use super::tuning::{Candidate, Latitude, Speed, Tuning, choose, judge};
 use crate::batching::{InferenceError, Role};
 use crate::config::{ModelSettings, Objective, usable_cores};
 use crate::runtime::Precision;
 
-/// No new candidate is tried after this.
+/// No new candidate is tried after this: of arithmetics, and then of what comes after them.
 const BUDGET: Duration = Duration::from_secs(20);
 
 /// A plan that does less than this part of what the fastest one does, one item a run, is not measured with more.
@@ -110,22 +110,25 @@ impl<B: Binding> Tuner<'_, B> {
         }
         let Some(plan) = self.engine.opener.choose(&self.engine.settings, &self.candidates) else { return };
         let tuning = Tuning { cached: false, candidates: std::mem::take(&mut self.candidates) };
-        self.engine.cache.write(&tuning);
         let reason = format!("auto: best of {} measured", tuning.candidates.len());
         let before = self.engine.plan();
-        if plan == before {
-            return self.engine.note(reason, tuning);
+        match self.go_over(plan, reason, tuning.clone()) {
+            Ok(()) => self.engine.cache.write(&tuning),
+            Err(error) => {
+                self.warn(&error, "the tuned plan does not work");
+                self.go_back(before);
+            }
         }
-        if let Err(error) = self.go_over(plan, reason, tuning) {
-            self.warn(&error, "the tuned plan does not work");
-            if self.engine.plan() == before {
-                return;
-            }
-            let reason = "auto: the tuned plan does not work".to_owned();
-            let sessions = open_crew(&self.engine.opener, &before);
-            if let Err(error) = sessions.and_then(|sessions| self.engine.run(before, sessions, reason, None)) {
-                self.warn(&error, "nor can the plan before it be gone back to");
-            }
+    }
+
+    fn go_back(&self, before: Plan) {
+        if self.engine.plan() == before {
+            return;
+        }
+        let reason = "auto: the tuned plan does not work".to_owned();
+        let sessions = open_crew(&self.engine.opener, &before);
+        if let Err(error) = sessions.and_then(|sessions| self.engine.run(before, sessions, reason, None)) {
+            self.warn(&error, "nor can the plan before it be gone back to");
         }
     }
 
@@ -164,35 +167,35 @@ impl<B: Binding> Tuner<'_, B> {
             return;
         }
         let plan = Plan { precision: best.precision, ..opener.lone_plan(settings, best.provider) };
-        let reason = "auto: the fastest arithmetic of those measured; sessions and batches are still being measured";
+        let reason = "auto: the fastest arithmetic of those measured";
         let gone_over = open_crew(opener, &plan).and_then(|sessions| {
             self.engine.run(plan, sessions.clone(), reason.to_owned(), None)?;
             Ok(sessions)
         });
         match gone_over {
-            Ok(sessions) => self.lone = Some((plan, sessions)),
+            // As a solo session it may go on.
+            Ok(sessions) if plan.max_batch_size == 1 => self.lone = Some((plan, sessions)),
+            Ok(_) => {}
             Err(error) => self.warn(&error, "the fastest arithmetic does not work"),
         }
         // What is measured next should not share the cores with the end of this.
         self.engine.await_relieved(LAST_BATCH);
     }
 
-    /// All batch sizes of the arithmetics that come into question.
+    /// All batch sizes of the arithmetics that come into question, the fastest first.
     fn measure_batches(&mut self) {
-        let settings = &self.engine.settings;
-        let fastest = self.candidates.iter().map(Candidate::singles_per_second).fold(0.0, f64::max);
-        let hopeful = |candidate: &&Candidate| {
-            candidate.provider.is_on_cpu()
-                && candidate.ruled_out.is_none()
-                && candidate.singles_per_second() > fastest * HOPELESS
+        self.started = Instant::now();
+        let max_batch_size = self.engine.settings.batch_policy.max_batch_size;
+        let singles = |candidate: &Candidate| match candidate.speeds[..] {
+            [Speed { batch_size: 1, per_second, .. }] if max_batch_size > 1 => Some(per_second),
+            _ => None,
         };
-        let hopeful: Vec<Plan> = self
-            .candidates
-            .iter()
-            .filter(hopeful)
-            .map(|candidate| candidate.plan(settings.batch_policy.max_batch_size))
-            .collect();
-        for plan in hopeful.into_iter().filter(|plan| plan.max_batch_size > 1) {
+        let usable = || self.candidates.iter().filter(|candidate| candidate.ruled_out.is_none());
+        let fastest = usable().map(Candidate::singles_per_second).fold(0.0, f64::max);
+        let lone = usable().filter_map(|candidate| Some((singles(candidate)?, candidate.plan(max_batch_size))));
+        let mut hopeful: Vec<(f64, Plan)> = lone.filter(|(per_second, _)| *per_second > fastest * HOPELESS).collect();
+        hopeful.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+        for (_, plan) in hopeful {
             self.measure(plan);
         }
     }
@@ -217,15 +220,15 @@ impl<B: Binding> Tuner<'_, B> {
         }
         let mut candidate = Candidate::of(&plan);
         let began = Instant::now();
-        match trial::measure(&engine.opener, &plan, &self.judgement.probe, &self.judgement.items, &|| {
-            engine.is_closed()
-        }) {
+        let Judgement { probe, items, probabilities } = self.judgement;
+        match trial::measure(&engine.opener, &plan, probe, items, &|| engine.is_closed()) {
+            // The engine's end says nothing of the plan.
+            Err(_) if engine.is_closed() => return,
             Err(error) => candidate.ruled_out = Some(error.to_string()),
             Ok(Trial { answers, speeds }) => {
                 candidate.speeds = speeds;
                 if let Some(reference) = self.reference.as_ref().filter(|_| plan.precision != Precision::F32) {
-                    let probabilities = (self.judgement.probabilities)(&answers);
-                    let (shift, problem) = judge(reference, &probabilities, &engine.settings.tuning);
+                    let (shift, problem) = judge(reference, &probabilities(&answers), &engine.settings.tuning);
                     (candidate.largest_shift, candidate.ruled_out) = (Some(shift), problem);
                 }
             }
@@ -246,6 +249,8 @@ impl<B: Binding> Tuner<'_, B> {
             "measured"
         );
         match self.candidates.iter_mut().find(|other| other.plan(0) == candidate.plan(0)) {
+            // With fewer batch sizes it worked.
+            Some(_) if candidate.speeds.is_empty() => {}
             Some(other) => *other = candidate,
             None => self.candidates.push(candidate),
         }
@@ -255,13 +260,18 @@ impl<B: Binding> Tuner<'_, B> {
     /// a solo session alone can serve while the others are opened.
     fn go_over(&mut self, plan: Plan, reason: String, tuning: Tuning) -> Result<(), LoadError> {
         let Engine { opener, .. } = self.engine;
+        if plan == self.engine.plan() {
+            self.engine.note(reason, tuning);
+            return Ok(());
+        }
         let Some(threads) = plan.solo_threads else {
             return self.engine.run(plan, open_crew(opener, &plan)?, reason, Some(tuning));
         };
         let alone = Plan { instances: 1, threads, max_batch_size: 1, solo_threads: None, ..plan };
-        let solo = match self.lone.take() {
-            Some((lone, sessions)) if lone == alone => sessions,
-            _ => {
+        let lone = self.lone.take().filter(|(lone, _)| *lone == alone);
+        let solo = match lone {
+            Some((_, sessions)) => sessions,
+            None => {
                 let solo = opener.open(&plan, &Use::of(&plan, Role::Solo))?;
                 let reason = "auto: going over to what was measured best".to_owned();
                 self.engine.run(alone, solo.clone(), reason, None)?;

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::engine::{EngineSource, GraphInfo};
 use super::image_encoder::ImageEncoder;
+use super::tuner::Stage;
 use super::{LoadContext, LoadError, PredictError, Stop, Ticket, Timings};
 use crate::batching::Straggler;
 use crate::config::ModelSettings;
@@ -75,13 +76,13 @@ impl Classifier {
     }
 
     /// Measures how the graph is best run, and goes over to that. Blocks for some seconds.
-    pub(super) fn tune(&self) {
+    pub(super) fn tune(&self, stage: Stage) {
         let function = match self.function_to_apply {
             // Logits are no probabilities; their softmax moves with them.
             FunctionToApply::None => FunctionToApply::Softmax,
             function => function,
         };
-        self.encoder.tune(&|rows| rows.iter().map(|logits| function.apply(logits)).collect());
+        self.encoder.tune(stage, &|rows| rows.iter().map(|logits| function.apply(logits)).collect());
     }
 
     /// The graph with what is before it.

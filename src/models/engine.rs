@@ -1,7 +1,7 @@
 //! A graph at work: opened on a provider, warmed, behind its queue, with its workers.
 
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 use super::graph_files::int8_of;
 use super::opener::{Binding, Files, GraphModel, Opener, Plan, Use, Warmed, first_plan, providers};
 use super::stored_graph::StoredGraph;
+use super::tuner::Found;
 use super::tuning::{Tuning, TuningCache};
 use super::{LoadContext, LoadError, Stop, Ticket};
 use crate::batching::{Announcement, Answer, BatchQueue, InferenceError, Job, Role, Straggler, Worker};
@@ -62,6 +63,8 @@ pub(super) struct Engine<B: Binding> {
     stored: (StoredGraph, Option<StoredGraph>),
     queue: Arc<BatchQueue<GraphModel<B>>>,
     running: RwLock<Running>,
+    /// Between the stages of tuning.
+    pub(super) found: Mutex<Option<Found<B>>>,
 }
 
 /// The present crew of workers.
@@ -140,6 +143,7 @@ impl<B: Binding> Engine<B> {
             stored,
             queue: Arc::new(queue),
             running: RwLock::new(Running { workers: Vec::new(), relieved: Vec::new(), plan, arithmetic: 0, info }),
+            found: Mutex::new(None),
         };
         engine.run(plan, sessions, reason, tuning)?;
         Ok(engine)

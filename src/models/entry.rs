@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::classifier::ClassifierParts;
 use super::folder::{FolderContent, FolderError, ModelFolder};
 use super::info::{Description, ModelInfo, ModelState};
+use super::tuner::Stage;
 use super::{Classifier, GraphInfo, LoadContext, LoadError, Stop, ZeroShotClassifier};
 use crate::batching::Straggler;
 use crate::config::ModelSettings;
@@ -34,11 +35,11 @@ impl LoadedModel {
         }
     }
 
-    fn tune(&self, name: &str) {
+    fn tune(&self, name: &str, stage: Stage) {
         match self {
-            Self::Classifier(model) => model.tune(),
+            Self::Classifier(model) => model.tune(stage),
             Self::ZeroShot(model) => {
-                if let Err(error) = model.tune() {
+                if let Err(error) = model.tune(stage) {
                     tracing::warn!(model = name, %error, "tuning was given up");
                 }
             }
@@ -128,9 +129,9 @@ impl Entry {
     }
 
     /// Measures how the model is best run, if it is there. Blocks for some seconds.
-    pub(super) fn tune(&self, name: &str) {
+    pub(super) fn tune(&self, name: &str, stage: Stage) {
         if let Ok(model) = self.ready() {
-            model.tune(name);
+            model.tune(name, stage);
         }
     }
 

@@ -10,7 +10,7 @@ use super::engine::{Engine, EngineSource};
 use super::opener::Binding;
 use super::probe::{self, Probe};
 use super::text_encoder::{TokenBinding, constant_shape};
-use super::tuner::{Judgement, Probabilities};
+use super::tuner::{Judgement, Probabilities, Stage};
 use super::{LoadContext, LoadError, PredictError, Ticket, Timings};
 use crate::batching::InferenceError;
 use crate::cpu_pool::CpuPool;
@@ -46,11 +46,11 @@ impl ImageEncoder {
     }
 
     /// Measures how the graph is best run; `probabilities` judges its answers to the built-in photos.
-    pub(super) fn tune(&self, probabilities: &Probabilities<'_>) {
+    pub(super) fn tune(&self, stage: Stage, probabilities: &Probabilities<'_>) {
         if self.engine.wants_tuning() {
             let image_processor = serde_json::to_value(self.processor.as_ref()).unwrap_or_default();
             let items = probe::photos(&self.processor);
-            self.engine.tune(&Judgement { probe: Probe::Photos { image_processor }, items, probabilities });
+            self.engine.tune(stage, &Judgement { probe: Probe::Photos { image_processor }, items, probabilities });
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::entry::Entry;
 use super::info::{ModelInfo, ModelState};
+use super::tuner::Stage;
 use super::{Classifier, LoadContext, LoadError, LoadedModel, Task, ZeroShotClassifier};
 use crate::batching::Straggler;
 use crate::config::Config;
@@ -126,8 +127,10 @@ impl Registry {
     /// Measures, model by model, how each is best run where the settings leave that open. Blocks for some seconds a model, in
     /// which all of them answer; ends early once they are closed.
     pub fn tune_all(&self) {
-        for (name, entry) in &self.entries {
-            entry.tune(name);
+        for stage in [Stage::Arithmetic, Stage::Batches] {
+            for (name, entry) in &self.entries {
+                entry.tune(name, stage);
+            }
         }
     }
 

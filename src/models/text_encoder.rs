@@ -11,7 +11,7 @@ use super::engine::{Engine, EngineSource, Pending};
 use super::image_encoder::ImageBinding;
 use super::opener::Binding;
 use super::probe::{self, Probe};
-use super::tuner::Judgement;
+use super::tuner::{Judgement, Stage};
 use super::{LoadContext, LoadError, PredictError, Ticket};
 use crate::cpu_pool::CpuPool;
 use crate::postprocess::normalize;
@@ -54,12 +54,16 @@ impl TextEncoder {
     }
 
     /// Measures how the graph is best run; `scores` makes a row of probabilities an image of the built-in labels' embeddings.
-    pub(super) fn tune(&self, scores: &dyn Fn(&[Embedding]) -> Vec<Vec<f32>>) -> Result<(), PredictError> {
+    pub(super) fn tune(
+        &self,
+        stage: Stage,
+        scores: &dyn Fn(&[Embedding]) -> Vec<Vec<f32>>,
+    ) -> Result<(), PredictError> {
         let items = self.probe_items()?;
         let probabilities = |rows: &[Vec<f32>]| scores(&rows.iter().cloned().map(unit).collect::<Vec<_>>());
         let TokenBinding { max_length, padding, image_size, .. } = self.engine.opener.binding;
         let probe = Probe::Prompts { tokens: items.clone(), max_length, padding, image_size };
-        self.engine.tune(&Judgement { probe, items, probabilities: &probabilities });
+        self.engine.tune(stage, &Judgement { probe, items, probabilities: &probabilities });
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Measuring how a graph is best run, while it is being served: providers, precisions, sessions, threads and batch sizes.
 
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use super::LoadError;
@@ -12,7 +13,7 @@ use crate::batching::{InferenceError, Role};
 use crate::config::{ModelSettings, Objective, usable_cores};
 use crate::runtime::Precision;
 
-/// No new candidate is tried after this: of arithmetics, and then of what comes after them.
+/// In no stage is a new candidate tried after this.
 const BUDGET: Duration = Duration::from_secs(20);
 
 /// A plan that does less than this part of what the fastest one does, one item a run, is not measured with more.
@@ -64,52 +65,80 @@ impl<B: Binding> Engine<B> {
         pending.into_iter().map(|pending| Ok(pending.blocking_answer()?.output)).collect()
     }
 
-    /// Measures what the settings leave open and goes over to the best of it. Blocks for some seconds, in which the engine
-    /// serves; ends early when the engine is closed.
-    pub(super) fn tune(&self, judgement: &Judgement<'_, B>) {
-        if !self.wants_tuning() {
-            return;
+    /// Measures one stage of what the settings leave open, and goes over to the best of it. Blocks for some seconds, in which the
+    /// engine serves; ends early when the engine is closed.
+    pub(super) fn tune(&self, stage: Stage, judgement: &Judgement<'_, B>) {
+        let found = match stage {
+            Stage::Arithmetic => self.wants_tuning().then(|| self.refer(judgement)).flatten(),
+            Stage::Batches => self.found.lock().unwrap_or_else(PoisonError::into_inner).take(),
+        };
+        let Some(found) = found else { return };
+        let mut tuner = Tuner { engine: self, judgement, started: Instant::now(), found };
+        match stage {
+            Stage::Arithmetic => {
+                tuner.measure_arithmetics();
+                tuner.go_over_to_the_best_arithmetic();
+                *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(tuner.found);
+            }
+            Stage::Batches => {
+                tuner.measure_batches();
+                tuner.measure_splits();
+                tuner.go_over_to_the_best();
+            }
         }
+        self.await_relieved(LAST_BATCH);
+    }
+
+    /// What there is to know before anything is measured.
+    fn refer(&self, judgement: &Judgement<'_, B>) -> Option<Found<B>> {
         // A precision that was asked for by name is not judged; else what runs now is f32, the reference.
         let reference = match self.settings.precision {
             Some(_) => None,
             None => match self.answers(&judgement.items) {
                 Ok(answers) => Some((judgement.probabilities)(&answers)),
                 Err(error) => {
-                    return tracing::warn!(model = self.name.0, graph = self.name.1, %error, "tuning was given up");
+                    tracing::warn!(model = self.name.0, graph = self.name.1, %error, "tuning was given up");
+                    return None;
                 }
             },
         };
-        let candidates = Vec::new();
-        Tuner { engine: self, judgement, reference, started: Instant::now(), candidates, lone: None }.run();
-        self.await_relieved(LAST_BATCH);
+        Some(Found { reference, candidates: Vec::new(), lone: None })
     }
 }
 
-/// One tuning of one graph: first of arithmetics, which differ by a multiple, and the fastest serves from then on; then of sessions,
-/// threads and batch sizes.
-struct Tuner<'a, B: Binding> {
-    engine: &'a Engine<B>,
-    judgement: &'a Judgement<'a, B>,
+/// Tuning goes through these one after the other, through each with all graphs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Providers and precisions, which differ by a multiple: the fastest serves from then on.
+    Arithmetic,
+    /// Sessions, threads and batch sizes.
+    Batches,
+}
+
+/// What has been found of a graph so far.
+pub(super) struct Found<B: Binding> {
     /// What f32 makes of the probe.
     reference: Option<Vec<Vec<f32>>>,
-    started: Instant,
     candidates: Vec<Candidate>,
-    /// The plan that serves while sessions and batch sizes are measured, and its sessions.
+    /// The plan that serves meanwhile and its sessions, where they could go on as the solo worker's.
     lone: Option<(Plan, Vec<Warmed<B>>)>,
 }
 
+/// One stage of one graph.
+struct Tuner<'a, B: Binding> {
+    engine: &'a Engine<B>,
+    judgement: &'a Judgement<'a, B>,
+    started: Instant,
+    found: Found<B>,
+}
+
 impl<B: Binding> Tuner<'_, B> {
-    fn run(mut self) {
-        self.measure_arithmetics();
-        self.go_over_to_the_best_arithmetic();
-        self.measure_batches();
-        self.measure_splits();
+    fn go_over_to_the_best(mut self) {
         if self.engine.is_closed() {
             return;
         }
-        let Some(plan) = self.engine.opener.choose(&self.engine.settings, &self.candidates) else { return };
-        let tuning = Tuning { cached: false, candidates: std::mem::take(&mut self.candidates) };
+        let Some(plan) = self.engine.opener.choose(&self.engine.settings, &self.found.candidates) else { return };
+        let tuning = Tuning { cached: false, candidates: std::mem::take(&mut self.found.candidates) };
         let reason = format!("auto: best of {} measured", tuning.candidates.len());
         let before = self.engine.plan();
         match self.go_over(plan, reason, tuning.clone()) {
@@ -143,7 +172,7 @@ impl<B: Binding> Tuner<'_, B> {
             }
             // In a lower precision that it computes natively, the same provider is faster.
             for precision in opener.precisions(settings, provider).into_iter().rev() {
-                let has_faster = self.candidates.iter().any(|other| {
+                let has_faster = self.found.candidates.iter().any(|other| {
                     other.provider == provider && is_native_half(other.precision) && other.ruled_out.is_none()
                 });
                 if precision != Precision::F32 || !has_faster {
@@ -155,7 +184,7 @@ impl<B: Binding> Tuner<'_, B> {
 
     /// Of the arithmetics measured so far.
     fn best_arithmetic(&self) -> Option<Plan> {
-        choose(&self.candidates, Objective::Throughput, Latitude::Bound(f64::INFINITY))
+        choose(&self.found.candidates, Objective::Throughput, Latitude::Bound(f64::INFINITY))
     }
 
     /// Who comes meanwhile should not have to wait for the rest of the measuring.
@@ -174,7 +203,7 @@ impl<B: Binding> Tuner<'_, B> {
         });
         match gone_over {
             // As a solo session it may go on.
-            Ok(sessions) if plan.max_batch_size == 1 => self.lone = Some((plan, sessions)),
+            Ok(sessions) if plan.max_batch_size == 1 => self.found.lone = Some((plan, sessions)),
             Ok(_) => {}
             Err(error) => self.warn(&error, "the fastest arithmetic does not work"),
         }
@@ -184,13 +213,12 @@ impl<B: Binding> Tuner<'_, B> {
 
     /// All batch sizes of the arithmetics that come into question, the fastest first.
     fn measure_batches(&mut self) {
-        self.started = Instant::now();
         let max_batch_size = self.engine.settings.batch_policy.max_batch_size;
         let singles = |candidate: &Candidate| match candidate.speeds[..] {
             [Speed { batch_size: 1, per_second, .. }] if max_batch_size > 1 => Some(per_second),
             _ => None,
         };
-        let usable = || self.candidates.iter().filter(|candidate| candidate.ruled_out.is_none());
+        let usable = || self.found.candidates.iter().filter(|candidate| candidate.ruled_out.is_none());
         let fastest = usable().map(Candidate::singles_per_second).fold(0.0, f64::max);
         let lone = usable().filter_map(|candidate| Some((singles(candidate)?, candidate.plan(max_batch_size))));
         let mut hopeful: Vec<(f64, Plan)> = lone.filter(|(per_second, _)| *per_second > fastest * HOPELESS).collect();
@@ -227,7 +255,7 @@ impl<B: Binding> Tuner<'_, B> {
             Err(error) => candidate.ruled_out = Some(error.to_string()),
             Ok(Trial { answers, speeds }) => {
                 candidate.speeds = speeds;
-                if let Some(reference) = self.reference.as_ref().filter(|_| plan.precision != Precision::F32) {
+                if let Some(reference) = self.found.reference.as_ref().filter(|_| plan.precision != Precision::F32) {
                     let (shift, problem) = judge(reference, &probabilities(&answers), &engine.settings.tuning);
                     (candidate.largest_shift, candidate.ruled_out) = (Some(shift), problem);
                 }
@@ -248,11 +276,11 @@ impl<B: Binding> Tuner<'_, B> {
             seconds = began.elapsed().as_secs_f64(),
             "measured"
         );
-        match self.candidates.iter_mut().find(|other| other.plan(0) == candidate.plan(0)) {
+        match self.found.candidates.iter_mut().find(|other| other.plan(0) == candidate.plan(0)) {
             // With fewer batch sizes it worked.
             Some(_) if candidate.speeds.is_empty() => {}
             Some(other) => *other = candidate,
-            None => self.candidates.push(candidate),
+            None => self.found.candidates.push(candidate),
         }
     }
 
@@ -268,7 +296,7 @@ impl<B: Binding> Tuner<'_, B> {
             return self.engine.run(plan, open_crew(opener, &plan)?, reason, Some(tuning));
         };
         let alone = Plan { instances: 1, threads, max_batch_size: 1, solo_threads: None, ..plan };
-        let lone = self.lone.take().filter(|(lone, _)| *lone == alone);
+        let lone = self.found.lone.take().filter(|(lone, _)| *lone == alone);
         let solo = match lone {
             Some((_, sessions)) => sessions,
             None => {

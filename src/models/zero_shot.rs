@@ -1,5 +1,7 @@
 //! Zero-shot classification with a dual encoder: an image and the request's labels meet in one embedding space.
 
+use std::sync::{Mutex, PoisonError};
+
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 
@@ -7,6 +9,7 @@ use super::engine::{EngineSource, GraphInfo};
 use super::image_encoder::ImageEncoder;
 use super::scoring::Scoring;
 use super::text_encoder::{TextEncoder, TokenBinding};
+use super::tuner::Stage;
 use super::{LoadContext, LoadError, PredictError, Stop, Ticket, Timings};
 use crate::batching::Straggler;
 use crate::config::ModelSettings;
@@ -27,6 +30,14 @@ pub struct ZeroShotClassifier {
     pub(super) scoring: Scoring,
     vision: ImageEncoder,
     text: TextEncoder,
+    /// Between the stages of tuning.
+    references: Mutex<Option<References>>,
+}
+
+/// What f32 makes of the built-in photos and labels.
+struct References {
+    images: Vec<Vec<f32>>,
+    labels: Vec<Embedding>,
 }
 
 /// What is asked of every image of a request.
@@ -77,7 +88,7 @@ impl ZeroShotClassifier {
             let problem = format!("{folder}: image embeddings have {image_width} values, text embeddings {text_width}");
             return Err(RuntimeError::Graph(problem).into());
         }
-        Ok(Self { name: folder.name, metrics, vision, text, scoring })
+        Ok(Self { name: folder.name, metrics, vision, text, scoring, references: Mutex::new(None) })
     }
 
     /// The labels of each image, best first. Images and prompts are computed side by side.
@@ -122,12 +133,15 @@ impl ZeroShotClassifier {
     }
 
     /// Measures how the graphs are best run, and goes over to that. Blocks for some seconds.
-    pub(super) fn tune(&self) -> Result<(), PredictError> {
+    pub(super) fn tune(&self, stage: Stage) -> Result<(), PredictError> {
         if !(self.vision.engine.wants_tuning() || self.text.engine.wants_tuning()) {
             return Ok(());
         }
-        let labels = self.text.probe_embeddings()?;
-        let images = self.vision.probe_answers()?;
+        let mut kept = self.references.lock().unwrap_or_else(PoisonError::into_inner);
+        if stage == Stage::Arithmetic {
+            *kept = Some(References { images: self.vision.probe_answers()?, labels: self.text.probe_embeddings()? });
+        }
+        let Some(References { images, labels }) = &*kept else { return Ok(()) };
         let scores = |images: &[Vec<f32>], labels: &[Embedding]| {
             let score = |image: &Vec<f32>| {
                 let mut image = image.clone();
@@ -136,8 +150,8 @@ impl ZeroShotClassifier {
             };
             images.iter().map(score).collect::<Vec<_>>()
         };
-        self.vision.tune(&|rows| scores(rows, &labels));
-        self.text.tune(&|labels| scores(&images, labels))
+        self.vision.tune(stage, &|rows| scores(rows, labels));
+        self.text.tune(stage, &|labels| scores(images, labels))
     }
 
     /// The image's side.

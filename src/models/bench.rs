@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::image_encoder::{ImageBinding, ImageEncoder};
 use super::opener::{BatchSizes, GraphModel, Opener, Plan, Use, providers};
-use super::trial::{batch_sizes, runs_per_second, timed_runs};
+use super::timing::{batch_sizes, runs_per_second, timed_runs};
 use super::tuning::{Latitude, choose};
 use super::{GraphInfo, LoadError, LoadedModel, PredictError};
 use crate::batching::{Model, Role};

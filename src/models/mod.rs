@@ -14,6 +14,7 @@ mod registry;
 mod scoring;
 mod stored_graph;
 mod text_encoder;
+mod timing;
 mod trial;
 mod tuner;
 mod tuning;

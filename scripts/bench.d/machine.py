@@ -83,13 +83,14 @@ def process_cpu_seconds(pid):
 
 
 def thread_cpu_seconds(pid):
-    """(name, CPU time) of each thread of a process, by its number."""
-
-    def thread(task):
-        nanoseconds = int((task / "schedstat").read_text().split()[0])
-        return (task / "comm").read_text().strip(), nanoseconds / 1e9
-
-    return {task.name: thread(task) for task in Path(f"/proc/{pid}/task").iterdir()}
+    """(name, CPU time) of each thread of a process."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            nanoseconds = int((task / "schedstat").read_text().split()[0])
+            yield (task / "comm").read_text().strip(), nanoseconds / 1e9
+        except OSError:
+            # It has ended meanwhile.
+            continue
 
 
 def family_cpu_seconds(pid):

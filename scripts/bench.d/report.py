@@ -36,7 +36,8 @@ EXPLANATION = """
   server runs.
 - **threads that neither preprocess nor infer** handle HTTP, JSON and queues, put batches together and start their runs: their
   CPU time is told by the system, thread by thread. The difference in the row below also has in it what preprocessing and
-  inference lose to each other's caches when they run side by side, and the noise of both measurements.
+  inference lose to each other's caches when they run side by side, and the noise of both measurements. The provider `cpu`
+  infers in the threads that start its runs, too; with it the figure says nothing.
 - **requests/s** of closed loops: answers with status 200 in the last nine tenths of a load. Four photos of about 640×480
   (JPEG, quality 90, 4:2:0) in equal shares. The load generator runs on the same machine; what it costs is in the tables.
 - **open loop**: a request at regular intervals, whether or not those before have been answered; latency counts from when

@@ -102,8 +102,8 @@ class Server:
         return process_cpu_seconds(self.process.pid)
 
     def other_cpu_seconds(self):
-        """Of the threads that neither preprocess nor infer; those of a provider on the CPU infer in threads of the server's."""
-        threads = thread_cpu_seconds(self.process.pid).values()
+        """Of the threads that neither preprocess nor infer, if the provider has threads of its own for that."""
+        threads = thread_cpu_seconds(self.process.pid)
         return sum(seconds for name, seconds in threads if name not in ("preprocess", "inference"))
 
     def peak_mb(self):

@@ -87,6 +87,7 @@ impl<B: Binding> Engine<B> {
                 tuner.go_over_to_the_best();
             }
         }
+        // What is measured next should not share the cores with the end of this.
         self.await_relieved(LAST_BATCH);
     }
 
@@ -208,13 +209,12 @@ impl<B: Binding> Tuner<'_, B> {
             Ok(_) => {}
             Err(error) => self.warn(&error, "the fastest arithmetic does not work"),
         }
-        // What is measured next should not share the cores with the end of this.
-        self.engine.await_relieved(LAST_BATCH);
     }
 
     /// All batch sizes of the arithmetics that come into question, the fastest first.
     fn measure_batches(&mut self) {
         let max_batch_size = self.engine.settings.batch_policy.max_batch_size;
+        // What was measured with all sizes, or insists on one, has no more to show.
         let singles = |candidate: &Candidate| match candidate.speeds[..] {
             [Speed { batch_size: 1, per_second, .. }] if max_batch_size > 1 => Some(per_second),
             _ => None,

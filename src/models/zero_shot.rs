@@ -1,6 +1,6 @@
 //! Zero-shot classification with a dual encoder: an image and the request's labels meet in one embedding space.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
@@ -30,8 +30,8 @@ pub struct ZeroShotClassifier {
     pub(super) scoring: Scoring,
     vision: ImageEncoder,
     text: TextEncoder,
-    /// Between the stages of tuning.
-    references: Mutex<Option<References>>,
+    /// Once tuning has begun.
+    references: OnceLock<References>,
 }
 
 /// What f32 makes of the built-in photos and labels.
@@ -88,7 +88,7 @@ impl ZeroShotClassifier {
             let problem = format!("{folder}: image embeddings have {image_width} values, text embeddings {text_width}");
             return Err(RuntimeError::Graph(problem).into());
         }
-        Ok(Self { name: folder.name, metrics, vision, text, scoring, references: Mutex::new(None) })
+        Ok(Self { name: folder.name, metrics, vision, text, scoring, references: OnceLock::new() })
     }
 
     /// The labels of each image, best first. Images and prompts are computed side by side.
@@ -137,11 +137,11 @@ impl ZeroShotClassifier {
         if !(self.vision.engine.wants_tuning() || self.text.engine.wants_tuning()) {
             return Ok(());
         }
-        let mut kept = self.references.lock().unwrap_or_else(PoisonError::into_inner);
         if stage == Stage::Arithmetic {
-            *kept = Some(References { images: self.vision.probe_answers()?, labels: self.text.probe_embeddings()? });
+            let images = self.vision.probe_answers()?;
+            let _ = self.references.set(References { images, labels: self.text.probe_embeddings()? });
         }
-        let Some(References { images, labels }) = &*kept else { return Ok(()) };
+        let Some(References { images, labels }) = self.references.get() else { return Ok(()) };
         let scores = |images: &[Vec<f32>], labels: &[Embedding]| {
             let score = |image: &Vec<f32>| {
                 let mut image = image.clone();

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Padding;
+use super::timing::Preparation;
 use crate::preprocess::{DecodeLimits, ImageProcessor, PreparedImage, decode};
 
 /// Items to judge fidelity on, as another process is told to make them.
@@ -16,6 +17,18 @@ pub(super) enum Probe {
     },
     /// The built-in labels, as tokens.
     Prompts { tokens: Vec<Vec<i64>>, max_length: usize, padding: Padding, image_size: (usize, usize) },
+}
+
+/// A photo as it is often sent, of 640×480, costs about as much as so many of the built-in ones: 2.3 ms, as measured.
+const USUAL_PHOTO: usize = 5;
+
+impl Probe {
+    /// What a server computes for an item of a usual size before it can be in a batch; `None` where that is next to nothing.
+    pub(super) fn preparation(&self) -> Option<Box<Preparation<'static>>> {
+        let Self::Photos { image_processor } = self else { return None };
+        let processor = ImageProcessor::from_json(image_processor, None).ok()?;
+        Some(Box::new(move || drop(photos_of(&processor, &PHOTOS[..USUAL_PHOTO]))))
+    }
 }
 
 /// Small photos, CC0 or in the public domain: an astronaut (NASA), a photographer (Lav Varshney), a cat (Stefan van der Walt),
@@ -45,8 +58,12 @@ pub(super) const LABELS: [&str; 10] = [
 
 /// The photos as a model sees them.
 pub(super) fn photos(processor: &ImageProcessor) -> Vec<PreparedImage> {
+    photos_of(processor, &PHOTOS)
+}
+
+fn photos_of(processor: &ImageProcessor, encoded: &[&[u8]]) -> Vec<PreparedImage> {
     let limits = DecodeLimits { max_pixels: 1 << 20 };
-    PHOTOS.iter().filter_map(|photo| decode(photo, &limits).ok()).map(|image| processor.prepare(&image)).collect()
+    encoded.iter().filter_map(|photo| decode(photo, &limits).ok()).map(|image| processor.prepare(&image)).collect()
 }
 
 #[cfg(test)]

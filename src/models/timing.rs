@@ -1,62 +1,127 @@
-//! How fast sessions run batches, all of them at once.
+//! How fast sessions run batches, all of them at once, with what a server does beside them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Barrier, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::LoadError;
 use super::opener::{Binding, GraphModel, Warmed};
-use super::tuning::{Speed, gains_end};
+use super::tuning::{FEW, Speed, gains_end};
+use crate::config::usable_cores;
 
-/// Batch sizes are measured by turns, for this long: others may take a core for a moment, and of each size the best turn counts.
+/// How long a batch size of a plan is measured at a time: others may take a core for a moment or, on a shared machine, half of its
+/// speed for seconds. So plans and sizes take turns, and the mean of each counts.
 const TURN: Duration = Duration::from_millis(50);
 
-/// A size gets turns until they add up to this: a long run says as much as many short ones.
-const MEASURED: Duration = Duration::from_millis(200);
+/// A turn of a small batch begins with runs that have nothing beside them, for this long: threads that have slept are slow at first.
+const ALONE: Duration = Duration::from_millis(20);
+
+/// Everything has so many turns at least, and more where they are short.
+const TURNS: (usize, usize) = (3, 9);
+
+/// What does less than this part of what another does is not measured any longer.
+pub(super) const HOPELESS: f64 = 0.6;
 
 /// Does something while the server runs nothing. Fails where there is no more server.
 pub(super) type Quietly<'a> = dyn Fn(&mut dyn FnMut()) -> Result<(), LoadError> + 'a;
 
-/// How fast batches of `sizes` run, the smallest first, up to one that shows that larger ones are not worth their time.
-pub(super) fn measure_sizes<B: Binding>(
-    sessions: &mut [Warmed<B>],
-    sizes: &[usize],
-    quietly: &Quietly<'_>,
-) -> Result<Vec<Speed>, LoadError> {
-    let mut measured: Vec<(Speed, Duration)> = Vec::new();
-    for &size in sizes {
-        // The first run of a size is slow.
-        timed_runs(sessions, Duration::ZERO, 1, |model| Ok(model.run_samples(size).map(drop)?))?;
-        measured.push(measure_size(sessions, size, quietly)?);
-        // What looks slow may have been disturbed, and has all its turns before it is judged.
-        let speeds = |measured: &[(Speed, Duration)]| measured.iter().map(|(speed, _)| *speed).collect::<Vec<_>>();
-        if gains_end(&speeds(&measured)) {
-            take_turns(sessions, &mut measured, quietly)?;
-            if gains_end(&speeds(&measured)) {
+/// What a server computes for an item before it can be in a batch.
+pub(super) type Preparation<'a> = dyn Fn() + Sync + 'a;
+
+/// The sessions of a plan, and how fast they were at each turn.
+pub(super) struct Contender<B: Binding> {
+    sessions: Vec<Warmed<B>>,
+    turns: Vec<(usize, Vec<Turn>)>,
+    /// Why it cannot go on.
+    failure: Option<LoadError>,
+}
+
+/// What one batch size did in a turn.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    per_second: f64,
+    run: Duration,
+}
+
+impl<B: Binding> Contender<B> {
+    /// With the batch sizes that are to be measured, rising.
+    pub(super) fn new(sessions: Vec<Warmed<B>>, sizes: &[usize]) -> Self {
+        Self { sessions, turns: sizes.iter().map(|&size| (size, Vec::new())).collect(), failure: None }
+    }
+
+    /// Has it had a turn?
+    pub(super) fn has_run(&self) -> bool {
+        self.failure.is_some() || self.turns.iter().any(|(_, turns)| !turns.is_empty())
+    }
+
+    /// By batch size.
+    pub(super) fn speeds(self) -> Result<Vec<Speed>, LoadError> {
+        match self.failure {
+            Some(error) => Err(error),
+            None => Ok(speeds(&self.turns)),
+        }
+    }
+
+    /// Most items per second at any batch size; 0 if it failed.
+    pub(super) fn best_per_second(&self) -> f64 {
+        let speeds = if self.failure.is_some() { Vec::new() } else { speeds(&self.turns) };
+        speeds.iter().map(|speed| speed.per_second).fold(0.0, f64::max)
+    }
+
+    /// A turn of each size that is still worth it.
+    fn take_turns(&mut self, preparation: Option<&Preparation<'_>>, quietly: &Quietly<'_>) -> Result<(), LoadError> {
+        let is_first = self.turns.iter().all(|(_, turns)| turns.is_empty());
+        for index in 0..self.turns.len() {
+            let size = self.turns[index].0;
+            if is_first {
+                // The first run of a size is slow.
+                timed_runs(&mut self.sessions, Duration::ZERO, 1, |model| samples(model, size))?;
+            }
+            let mut turn = Err(LoadError::System("no turn was taken".to_owned()));
+            quietly(&mut || turn = take_turn(&mut self.sessions, size, index < FEW, preparation))?;
+            self.turns[index].1.push(turn?);
+            if is_first && gains_end(&speeds(&self.turns[..=index])) {
+                self.turns.truncate(index + 1);
                 break;
             }
         }
+        Ok(())
     }
-    take_turns(sessions, &mut measured, quietly)?;
-    Ok(measured.into_iter().map(|(speed, _)| speed).collect())
 }
 
-/// Measures each again, by turns, until it has been measured for long enough.
-fn take_turns<B: Binding>(
-    sessions: &mut [Warmed<B>],
-    measured: &mut [(Speed, Duration)],
+/// Measures the contenders in turns with each other, until it has taken `enough`, they have had enough turns, or it is clear which is
+/// faster.
+pub(super) fn measure_in_turns<B: Binding>(
+    contenders: &mut [&mut Contender<B>],
+    preparation: Option<&Preparation<'_>>,
+    enough: Duration,
     quietly: &Quietly<'_>,
-) -> Result<(), LoadError> {
-    while measured.iter().any(|(_, time)| *time < MEASURED) {
-        for (best, time) in measured.iter_mut().filter(|(_, time)| *time < MEASURED) {
-            let (speed, turn) = measure_size(sessions, best.batch_size, quietly)?;
-            best.per_second = best.per_second.max(speed.per_second);
-            best.run_ms = best.run_ms.min(speed.run_ms);
-            *time += turn;
+) {
+    let begin = Instant::now();
+    for turns in 0..TURNS.1 {
+        if turns >= TURNS.0 && begin.elapsed() > enough {
+            break;
+        }
+        for contender in contenders.iter_mut().filter(|contender| contender.failure.is_none()) {
+            contender.failure = contender.take_turns(preparation, quietly).err();
+        }
+        let rates = || contenders.iter().map(|contender| contender.best_per_second());
+        let best = rates().fold(0.0, f64::max);
+        if turns > 0 && rates().any(|rate| rate < best * HOPELESS) {
+            break;
         }
     }
-    Ok(())
+}
+
+/// By batch size, of those that have had a turn.
+fn speeds(sizes: &[(usize, Vec<Turn>)]) -> Vec<Speed> {
+    let speed = |(batch_size, turns): &(usize, Vec<Turn>)| {
+        let per_second = turns.iter().map(|turn| turn.per_second).sum::<f64>() / turns.len() as f64;
+        let run = turns.iter().map(|turn| turn.run).min()?;
+        Some(Speed { batch_size: *batch_size, per_second, run_ms: run.as_secs_f64() * 1e3 })
+    };
+    sizes.iter().filter_map(speed).collect()
 }
 
 /// Powers of two up to `max`, and `max` itself.
@@ -65,19 +130,122 @@ pub(super) fn batch_sizes(max: usize) -> Vec<usize> {
     powers.chain([max]).collect()
 }
 
-/// Runs batches of `size` in all sessions at once, for a turn. Returns also how long that was.
-fn measure_size<B: Binding>(
+/// Runs batches of `size` in all sessions at once, with as many items being prepared as they take; before that, if it shall, for a
+/// moment with nothing beside them.
+fn take_turn<B: Binding>(
     sessions: &mut [Warmed<B>],
     size: usize,
-    quietly: &Quietly<'_>,
-) -> Result<(Speed, Duration), LoadError> {
-    let mut timed = Ok(Vec::new());
-    quietly(&mut || timed = timed_runs(sessions, TURN, 1, |model| Ok(model.run_samples(size).map(drop)?)))?;
-    let timed = timed?;
-    let per_second = runs_per_second(&timed) * size as f64;
-    let fastest = timed.iter().flat_map(|session| &session.runs).min().copied().unwrap_or_default();
-    let turn = timed.iter().map(|session| session.time).max().unwrap_or_default();
-    Ok((Speed { batch_size: size, per_second, run_ms: fastest.as_secs_f64() * 1e3 }, turn))
+    also_alone: bool,
+    preparation: Option<&Preparation<'_>>,
+) -> Result<Turn, LoadError> {
+    let fastest = Mutex::new(Duration::MAX);
+    let run = |model: &mut GraphModel<B>| {
+        let begin = Instant::now();
+        let outcome = samples(model, size);
+        let mut fastest = fastest.lock().unwrap_or_else(PoisonError::into_inner);
+        *fastest = fastest.min(begin.elapsed());
+        outcome
+    };
+    if also_alone {
+        timed_runs(sessions, ALONE, 1, run)?;
+    }
+    let timed = match preparation {
+        None => timed_runs(sessions, TURN, 1, run)?,
+        Some(preparation) => with_preparation(preparation, |backlog| {
+            // As under a load that fills batches, the next ones are there when these have been run.
+            backlog.order(size * sessions.len());
+            drop(backlog.await_prepared(size * sessions.len()));
+            timed_runs(sessions, TURN, 1, |model| {
+                // Another batch is prepared while this one runs.
+                backlog.order(size);
+                let outcome = run(model);
+                backlog.take(size);
+                outcome
+            })
+        })?,
+    };
+    let run = *fastest.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(Turn { per_second: runs_per_second(&timed) * size as f64, run })
+}
+
+fn samples<B: Binding>(model: &mut GraphModel<B>, size: usize) -> Result<(), LoadError> {
+    Ok(model.run_samples(size).map(drop)?)
+}
+
+/// Items that are to be prepared, and that have been.
+#[derive(Default)]
+struct Backlog {
+    counts: Mutex<Counts>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Counts {
+    ordered: usize,
+    prepared: usize,
+    closed: bool,
+}
+
+impl Backlog {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn order(&self, items: usize) {
+        self.counts().ordered += items;
+        self.changed.notify_all();
+    }
+
+    /// Waits for so many prepared items.
+    fn await_prepared(&self, items: usize) -> MutexGuard<'_, Counts> {
+        let waits = |counts: &mut Counts| counts.prepared < items && !counts.closed;
+        self.changed.wait_while(self.counts(), waits).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for so many, and takes them.
+    fn take(&self, items: usize) {
+        let mut counts = self.await_prepared(items);
+        counts.prepared = counts.prepared.saturating_sub(items);
+    }
+
+    /// Prepares what is ordered, until it is closed.
+    fn work(&self, preparation: &Preparation<'_>) {
+        loop {
+            let waits = |counts: &mut Counts| counts.ordered == 0 && !counts.closed;
+            let mut counts = self.changed.wait_while(self.counts(), waits).unwrap_or_else(PoisonError::into_inner);
+            if counts.closed {
+                return;
+            }
+            counts.ordered -= 1;
+            drop(counts);
+            preparation();
+            self.counts().prepared += 1;
+            self.changed.notify_all();
+        }
+    }
+
+    fn close(&self) {
+        self.counts().closed = true;
+        self.changed.notify_all();
+    }
+}
+
+/// Calls `measure` with as many threads beside it as there are cores, which prepare what it orders, as the server's do.
+fn with_preparation<T>(preparation: &Preparation<'_>, measure: impl FnOnce(&Backlog) -> T) -> T {
+    let backlog = Backlog::default();
+    std::thread::scope(|scope| {
+        for _ in 0..usable_cores() {
+            scope.spawn(|| {
+                // Who waits for it would wait forever.
+                if catch_unwind(AssertUnwindSafe(|| backlog.work(preparation))).is_err() {
+                    backlog.close();
+                }
+            });
+        }
+        let outcome = measure(&backlog);
+        backlog.close();
+        outcome
+    })
 }
 
 /// What one session did while it was timed.
@@ -174,6 +342,39 @@ mod tests {
         assert!((runs_per_second(&late) - 20.0).abs() < 1e-9);
         let half = [session(&[100]), session(&[200])];
         assert!((runs_per_second(&half) - 15.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_batch_waits_until_as_many_items_are_prepared() {
+        let prepared = AtomicUsize::new(0);
+        let prepare = || {
+            prepared.fetch_add(1, Ordering::SeqCst);
+        };
+        let seen = with_preparation(&prepare, |backlog| {
+            let batch = |size: usize| {
+                backlog.order(size);
+                backlog.take(size);
+                prepared.load(Ordering::SeqCst)
+            };
+            [batch(1), batch(8), batch(3)]
+        });
+        assert_eq!(seen, [1, 9, 12]);
+    }
+
+    #[test]
+    fn preparation_that_panics_holds_up_nobody() {
+        with_preparation(&|| panic!("it cannot be decoded"), |backlog| {
+            backlog.order(2);
+            backlog.take(2);
+        });
+    }
+
+    #[test]
+    fn turns_are_averaged_and_of_runs_the_fastest_counts() {
+        let turn = |per_second, run| Turn { per_second, run: Duration::from_millis(run) };
+        let measured = [(1, vec![turn(100.0, 9), turn(60.0, 15)]), (2, vec![turn(110.0, 18)]), (4, Vec::new())];
+        let speed = |batch_size, per_second, run_ms| Speed { batch_size, per_second, run_ms };
+        assert_eq!(speeds(&measured), [speed(1, 80.0, 9.0), speed(2, 110.0, 18.0)]);
     }
 
     #[test]

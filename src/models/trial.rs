@@ -1,5 +1,5 @@
-//! One measurement of one plan: its answers to the probe, and its speed. In a process of its own, so that what sessions leave
-//! behind (memory, or a crash) is not the server's.
+//! A measurement of plans: their answers to the probe, and their speeds. In a process of its own, so that what sessions leave behind
+//! (memory, or a crash) is not the server's.
 //!
 //! The process is told what to measure by the first line of its standard input. It asks for each turn of measuring by a [`Word`] on
 //! its standard output, and begins it with the next line of its input: the server holds its own runs back meanwhile.
@@ -18,7 +18,7 @@ use super::image_encoder::ImageBinding;
 use super::opener::{BatchSizes, Binding, Files, Opener, Plan, Use};
 use super::probe::{self, Probe};
 use super::text_encoder::TokenBinding;
-use super::timing::{Quietly, batch_sizes, measure_sizes};
+use super::timing::{Contender, Preparation, Quietly, batch_sizes, measure_in_turns};
 use super::tuning::Speed;
 use super::{LoadContext, LoadError};
 use crate::batching::{ClosedGate, Role, RunGate};
@@ -32,6 +32,9 @@ const LIMIT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_sec
 /// No turn of a process holds the server's own runs back for longer: what does not fit is measured beside them.
 const LONGEST_TURN: Duration = Duration::from_secs(2);
 
+/// After this, no further plan is opened to be measured.
+const BUDGET: Duration = Duration::from_secs(20);
+
 /// How often is looked whether the server stops.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -44,7 +47,8 @@ struct Request {
     outputs: Vec<String>,
     device_id: u32,
     open_inputs: Vec<Vec<Option<String>>>,
-    plan: Plan,
+    plans: Vec<Plan>,
+    enough: Duration,
     probe: Probe,
 }
 
@@ -56,11 +60,14 @@ enum Word {
     /// The turn has ended.
     End,
     /// Its last.
-    Outcome(Result<Trial, String>),
+    Outcome(Result<Vec<Measured>, String>),
 }
 
-/// What was measured.
-#[derive(Debug, Serialize, Deserialize)]
+/// What was measured of a plan, or why it cannot be run.
+pub(super) type Measured = Result<Trial, String>;
+
+/// What was measured of a plan.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Trial {
     /// To the probe's items.
     pub(super) answers: Vec<Vec<f32>>,
@@ -68,14 +75,16 @@ pub(super) struct Trial {
     pub(super) speeds: Vec<Speed>,
 }
 
-/// Measures `plan` in a process of the context's program, or in this one if there is none. Blocks; gives up when `stopped` says so.
+/// Measures `plans`, in their order, each for about `enough`, in a process of the context's program, or in this one if there is none.
+/// There are fewer outcomes than plans where measuring took too long. Blocks; gives up when `stopped` says so.
 pub(super) fn measure<B: Binding>(
     opener: &Opener<B>,
-    plan: &Plan,
+    plans: &[Plan],
+    enough: Duration,
     probe: &Probe,
     items: &[B::Item],
     stopped: &dyn Fn() -> bool,
-) -> Result<Trial, LoadError> {
+) -> Result<Vec<Measured>, LoadError> {
     let gate = &opener.context.gate;
     let Some(program) = &opener.context.program else {
         let quietly = |turn: &mut dyn FnMut()| {
@@ -86,7 +95,7 @@ pub(super) fn measure<B: Binding>(
             }
             Ok(())
         };
-        return perform(opener, plan, items, &quietly);
+        return Ok(perform(opener, plans, items, probe.preparation().as_deref(), enough, &quietly));
     };
     let request = Request {
         onnxruntime: opener.context.runtime.library.clone(),
@@ -95,10 +104,12 @@ pub(super) fn measure<B: Binding>(
         outputs: opener.outputs.clone(),
         device_id: opener.device_id,
         open_inputs: opener.open_inputs.clone(),
-        plan: *plan,
+        plans: plans.to_vec(),
+        enough,
         probe: probe.clone(),
     };
-    let limit = if plan.provider == ExecutionProvider::TensorRt { LIMIT.1 } else { LIMIT.0 };
+    let compiles = plans.iter().any(|plan| plan.provider == ExecutionProvider::TensorRt);
+    let limit = if compiles { LIMIT.1 } else { LIMIT.0 };
     in_process(program, &request, limit, gate, stopped).map_err(LoadError::System)
 }
 
@@ -108,7 +119,7 @@ fn in_process(
     limit: Duration,
     gate: &RunGate,
     stopped: &dyn Fn() -> bool,
-) -> Result<Trial, String> {
+) -> Result<Vec<Measured>, String> {
     let text = serde_json::to_string(request).map_err(|error| error.to_string())?;
     let failed = |error: std::io::Error| format!("no measuring process could be started: {error}");
     let mut command = Command::new(program);
@@ -135,7 +146,7 @@ fn in_process(
                 tell(&mut input, "");
             }
             Ok(Word::End) => turn.take().map_or((), ClosedGate::open),
-            Ok(Word::Outcome(trial)) => outcome = Some(trial),
+            Ok(Word::Outcome(measured)) => outcome = Some(measured),
             Err(RecvTimeoutError::Timeout) => {
                 if turn.as_ref().is_some_and(|turn| turn.time() > LONGEST_TURN) {
                     turn = None;
@@ -199,8 +210,8 @@ pub fn measure_for_server(mut input: impl BufRead, output: impl Write) -> std::i
     say(&Word::Outcome(outcome))
 }
 
-fn carry_out(request: Request, quietly: &Quietly<'_>) -> Result<Trial, LoadError> {
-    let Request { onnxruntime, cache_dir, files, outputs, device_id, open_inputs, plan, probe } = request;
+fn carry_out(request: Request, quietly: &Quietly<'_>) -> Result<Vec<Measured>, LoadError> {
+    let Request { onnxruntime, cache_dir, files, outputs, device_id, open_inputs, plans, enough, probe } = request;
     let context = LoadContext {
         runtime: Runtime::load(Some(&onnxruntime))?,
         metrics: Arc::new(Metrics::new()),
@@ -210,41 +221,95 @@ fn carry_out(request: Request, quietly: &Quietly<'_>) -> Result<Trial, LoadError
         program: None,
         gate: Arc::default(),
     };
-    match probe {
+    let preparation = probe.preparation();
+    let preparation = preparation.as_deref();
+    Ok(match probe {
         Probe::Photos { image_processor } => {
             let processor = ImageProcessor::from_json(&image_processor, None)
                 .map_err(|error| LoadError::System(error.to_string()))?;
             let binding = ImageBinding::for_processor(&processor);
             let opener = Opener { context, binding, files, outputs, device_id, open_inputs };
-            perform(&opener, &plan, &probe::photos(&processor), quietly)
+            perform(&opener, &plans, &probe::photos(&processor), preparation, enough, quietly)
         }
         Probe::Prompts { tokens, max_length, padding, image_size } => {
             let binding = TokenBinding::new(max_length, padding, image_size);
             let opener = Opener { context, binding, files, outputs, device_id, open_inputs };
-            perform(&opener, &plan, &tokens, quietly)
+            perform(&opener, &plans, &tokens, preparation, enough, quietly)
         }
-    }
+    })
 }
 
-/// Opens the plan's sessions, asks for the probe's answers and measures batch sizes.
+/// Opens one plan after the other and measures each in turns with the best of those before, so that the sessions of no more than two
+/// are in memory.
 fn perform<B: Binding>(
+    opener: &Opener<B>,
+    plans: &[Plan],
+    items: &[B::Item],
+    preparation: Option<&Preparation<'_>>,
+    enough: Duration,
+    quietly: &Quietly<'_>,
+) -> Vec<Measured> {
+    let begin = Instant::now();
+    let mut measured: Vec<Measured> = Vec::new();
+    let mut best: Option<(usize, Contender<B>)> = None;
+    for (index, plan) in plans.iter().enumerate() {
+        if begin.elapsed() > BUDGET {
+            break;
+        }
+        match open(opener, plan, items) {
+            Err(error) => measured.push(Err(error.to_string())),
+            Ok((answers, mut contender)) => {
+                measured.push(Ok(Trial { answers, speeds: Vec::new() }));
+                best = Some(match best.take() {
+                    None => (index, contender),
+                    Some((before, mut other)) => {
+                        measure_in_turns(&mut [&mut other, &mut contender], preparation, enough, quietly);
+                        let (winner, loser) = if contender.best_per_second() > other.best_per_second() {
+                            ((index, contender), (before, other))
+                        } else {
+                            ((before, other), (index, contender))
+                        };
+                        note(&mut measured, loser);
+                        winner
+                    }
+                });
+            }
+        }
+    }
+    if let Some((index, mut winner)) = best {
+        // It had nobody to take turns with.
+        if !winner.has_run() {
+            measure_in_turns(&mut [&mut winner], preparation, enough, quietly);
+        }
+        note(&mut measured, (index, winner));
+    }
+    measured
+}
+
+fn note<B: Binding>(measured: &mut [Measured], (index, contender): (usize, Contender<B>)) {
+    let speeds = contender.speeds().map_err(|error| error.to_string());
+    let measured = &mut measured[index];
+    *measured = measured.clone().and_then(|trial| Ok(Trial { speeds: speeds?, ..trial }));
+}
+
+/// Opens the plan's sessions and asks for the probe's answers.
+fn open<B: Binding>(
     opener: &Opener<B>,
     plan: &Plan,
     items: &[B::Item],
-    quietly: &Quietly<'_>,
-) -> Result<Trial, LoadError> {
+) -> Result<(Vec<Vec<f32>>, Contender<B>), LoadError> {
     // As they would be opened to serve, if it is for one size alone.
     let sizes = if plan.max_batch_size == 1 { BatchSizes::Only(1) } else { BatchSizes::First(1) };
     let mut sessions = opener.open(plan, &Use { sizes, ..Use::of(plan, Role::Any) })?;
-    let mut trial = Trial { answers: Vec::new(), speeds: Vec::new() };
-    let Some(session) = sessions.first_mut() else { return Ok(trial) };
-    let sizes = session.model.batch_sizes(batch_sizes(plan.max_batch_size));
-    // The reference is not compared with itself.
-    for item in items.iter().filter(|_| plan.precision != Precision::F32) {
-        trial.answers.push(session.model.rows(std::slice::from_ref(item))?.row(0).to_vec());
+    let (mut answers, mut sizes) = (Vec::new(), Vec::new());
+    if let Some(session) = sessions.first_mut() {
+        sizes = session.model.batch_sizes(batch_sizes(plan.max_batch_size));
+        // The reference is not compared with itself.
+        for item in items.iter().filter(|_| plan.precision != Precision::F32) {
+            answers.push(session.model.rows(std::slice::from_ref(item))?.row(0).to_vec());
+        }
     }
-    trial.speeds = measure_sizes(&mut sessions, &sizes, quietly)?;
-    Ok(trial)
+    Ok((answers, Contender::new(sessions, &sizes)))
 }
 
 #[cfg(test)]
@@ -268,20 +333,21 @@ mod tests {
             files: Files { graph: PathBuf::new(), int8: None },
             outputs: Vec::new(),
             device_id: 0,
-            plan: Plan {
+            plans: vec![Plan {
                 provider: ExecutionProvider::Cpu,
                 precision: Precision::F32,
                 instances: 1,
                 threads: 1,
                 max_batch_size: 1,
                 solo_threads: None,
-            },
+            }],
+            enough: Duration::ZERO,
             open_inputs: Vec::new(),
             probe: Probe::Photos { image_processor: serde_json::Value::Null },
         }
     }
 
-    fn in_process(program: &Path, limit: Duration, stopped: &dyn Fn() -> bool) -> Result<Trial, String> {
+    fn in_process(program: &Path, limit: Duration, stopped: &dyn Fn() -> bool) -> Result<Vec<Measured>, String> {
         super::in_process(program, &request(), limit, &RunGate::default(), stopped)
     }
 
@@ -317,7 +383,7 @@ mod tests {
     #[test]
     fn a_turn_begins_once_the_servers_runs_have_ended() {
         let folder = tempfile::tempdir().unwrap();
-        let outcome = r#"{"Outcome":{"Ok":{"answers":[],"speeds":[]}}}"#;
+        let outcome = r#"{"Outcome":{"Ok":[{"Ok":{"answers":[],"speeds":[]}}]}}"#;
         let script = format!(r#"read request; echo '"Begin"'; read word; echo '"End"'; echo '{outcome}'"#);
         let measures = program(folder.path(), &script);
         let gate = RunGate::default();

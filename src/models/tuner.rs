@@ -7,18 +7,21 @@ use super::LoadError;
 use super::engine::{Engine, open_crew};
 use super::opener::{Binding, Opener, Plan, Use, Warmed, first_plan, providers};
 use super::probe::Probe;
-use super::timing::batch_sizes;
-use super::trial::{self, Trial};
-use super::tuning::{Candidate, Latitude, Speed, Tuning, choose, judge};
+use super::timing::{HOPELESS, batch_sizes};
+use super::trial::{self, Measured, Trial};
+use super::tuning::{Candidate, Latitude, Tuning, choose, judge};
 use crate::batching::{InferenceError, Role};
 use crate::config::{ModelSettings, Objective, usable_cores};
 use crate::runtime::Precision;
 
-/// In no stage is a new candidate tried after this.
+/// In no stage is a new arithmetic tried after this.
 const BUDGET: Duration = Duration::from_secs(20);
 
-/// A plan that does less than this part of what the fastest one does, one item a run, is not measured with more.
-const HOPELESS: f64 = 0.7;
+/// How long an arithmetic is measured; they differ by a multiple.
+const BRIEFLY: Duration = Duration::from_millis(400);
+
+/// How long sessions and batch sizes are measured, two plans at a time.
+const ENOUGH: Duration = Duration::from_secs(4);
 
 /// How long the engine may take for its own answers to the probe.
 const ANSWERS: Duration = Duration::from_secs(60);
@@ -83,7 +86,6 @@ impl<B: Binding> Engine<B> {
             }
             Stage::Batches => {
                 tuner.measure_batches();
-                tuner.measure_splits();
                 tuner.go_over_to_the_best();
             }
         }
@@ -178,7 +180,7 @@ impl<B: Binding> Tuner<'_, B> {
                     other.provider == provider && is_native_half(other.precision) && other.ruled_out.is_none()
                 });
                 if precision != Precision::F32 || !has_faster {
-                    self.measure(Plan { precision, ..first });
+                    self.measure(&[Plan { precision, ..first }], BRIEFLY);
                 }
             }
         }
@@ -211,53 +213,80 @@ impl<B: Binding> Tuner<'_, B> {
         }
     }
 
-    /// All batch sizes of the arithmetics that come into question, the fastest first.
+    /// All batch sizes of the arithmetics that come into question, the fastest first: in one session of all cores, and in more of
+    /// fewer threads.
     fn measure_batches(&mut self) {
-        let max_batch_size = self.engine.settings.batch_policy.max_batch_size;
-        // What was measured with all sizes, or insists on one, has no more to show.
-        let singles = |candidate: &Candidate| match candidate.speeds[..] {
-            [Speed { batch_size: 1, per_second, .. }] if max_batch_size > 1 => Some(per_second),
-            _ => None,
-        };
-        let usable = || self.found.candidates.iter().filter(|candidate| candidate.ruled_out.is_none());
-        let fastest = usable().map(Candidate::singles_per_second).fold(0.0, f64::max);
-        let lone = usable().filter_map(|candidate| Some((singles(candidate)?, candidate.plan(max_batch_size))));
-        let mut hopeful: Vec<(f64, Plan)> = lone.filter(|(per_second, _)| *per_second > fastest * HOPELESS).collect();
-        hopeful.sort_by(|(a, _), (b, _)| b.total_cmp(a));
-        for (_, plan) in hopeful {
-            self.measure(plan);
-        }
-    }
-
-    /// The best arithmetic, cut into more sessions of fewer threads.
-    fn measure_splits(&mut self) {
         let settings = &self.engine.settings;
-        let (Some(best), None, None) = (self.best_arithmetic(), settings.instances, settings.threads) else { return };
+        let max_batch_size = settings.batch_policy.max_batch_size;
+        let arithmetics = self.hopeful_arithmetics();
         let cores = usable_cores();
-        let whole = Plan { max_batch_size: settings.batch_policy.max_batch_size, ..best };
-        for instances in batch_sizes(cores).into_iter().filter(|&instances| instances > 1) {
-            self.measure(Plan { instances, threads: cores / instances, ..whole });
+        let splits: Vec<usize> = match (settings.instances, settings.threads) {
+            (None, None) => batch_sizes(cores).into_iter().filter(|&instances| instances > 1).collect(),
+            _ => Vec::new(),
+        };
+        let plans = arithmetics.iter().flat_map(|arithmetic| {
+            let whole = Plan { max_batch_size, ..*arithmetic };
+            let split = |&instances: &usize| Plan { instances, threads: cores / instances, ..whole };
+            std::iter::once(whole).chain(splits.iter().map(split).collect::<Vec<_>>())
+        });
+        let plans: Vec<Plan> = plans.collect();
+        let is_known = |plan: &Plan| {
+            let mut candidates = self.found.candidates.iter();
+            candidates
+                .any(|other| other.plan(max_batch_size) == *plan && (max_batch_size == 1 || other.speeds.len() > 1))
+        };
+        if !matches!(&plans[..], [only] if is_known(only)) {
+            self.measure(&plans, ENOUGH);
         }
     }
 
-    /// How fast and how faithful a plan is, in place of what was measured of it with fewer batch sizes. Nothing is measured once the
-    /// engine is closed, or the time is up.
-    fn measure(&mut self, plan: Plan) {
+    /// On a CPU, all that are not far behind with lone items.
+    fn hopeful_arithmetics(&self) -> Vec<Plan> {
+        let Some(best) = self.best_arithmetic() else { return Vec::new() };
+        if !best.provider.is_on_cpu() {
+            return vec![best];
+        }
+        let usable = || {
+            let faithful = self.found.candidates.iter().filter(|candidate| candidate.ruled_out.is_none());
+            faithful.filter(|candidate| candidate.provider.is_on_cpu())
+        };
+        let fastest = usable().map(Candidate::single_ms).fold(f64::INFINITY, f64::min);
+        let mut hopeful: Vec<&Candidate> =
+            usable().filter(|candidate| candidate.single_ms() * HOPELESS < fastest).collect();
+        hopeful.sort_by(|a, b| a.single_ms().total_cmp(&b.single_ms()));
+        hopeful.into_iter().map(|candidate| candidate.plan(1)).collect()
+    }
+
+    /// How fast and how faithful plans are, in place of what was measured of them with fewer batch sizes. Nothing is measured once
+    /// the engine is closed, or the time is up.
+    fn measure(&mut self, plans: &[Plan], enough: Duration) {
         let engine = self.engine;
         if engine.is_closed() || self.started.elapsed() > BUDGET {
             return;
         }
-        let mut candidate = Candidate::of(&plan);
         let began = Instant::now();
-        let Judgement { probe, items, probabilities } = self.judgement;
-        match trial::measure(&engine.opener, &plan, probe, items, &|| engine.is_closed()) {
-            // The engine's end says nothing of the plan.
+        let Judgement { probe, items, .. } = self.judgement;
+        let measured = match trial::measure(&engine.opener, plans, enough, probe, items, &|| engine.is_closed()) {
+            // The engine's end says nothing of the plans.
             Err(_) if engine.is_closed() => return,
-            Err(error) => candidate.ruled_out = Some(error.to_string()),
+            Err(error) => vec![Err(error.to_string()); plans.len()],
+            Ok(measured) => measured,
+        };
+        for (plan, measured) in plans.iter().zip(measured) {
+            self.note(plan, measured, began.elapsed());
+        }
+    }
+
+    fn note(&mut self, plan: &Plan, measured: Measured, time: Duration) {
+        let engine = self.engine;
+        let mut candidate = Candidate::of(plan);
+        match measured {
+            Err(error) => candidate.ruled_out = Some(error),
             Ok(Trial { answers, speeds }) => {
                 candidate.speeds = speeds;
                 if let Some(reference) = self.found.reference.as_ref().filter(|_| plan.precision != Precision::F32) {
-                    let (shift, problem) = judge(reference, &probabilities(&answers), &engine.settings.tuning);
+                    let probabilities = (self.judgement.probabilities)(&answers);
+                    let (shift, problem) = judge(reference, &probabilities, &engine.settings.tuning);
                     (candidate.largest_shift, candidate.ruled_out) = (Some(shift), problem);
                 }
             }
@@ -274,13 +303,16 @@ impl<B: Binding> Tuner<'_, B> {
             single_ms = candidate.single_ms(),
             largest_shift = candidate.largest_shift,
             ruled_out = candidate.ruled_out,
-            seconds = began.elapsed().as_secs_f64(),
+            seconds = time.as_secs_f64(),
             "measured"
         );
         match self.found.candidates.iter_mut().find(|other| other.plan(0) == candidate.plan(0)) {
             // With fewer batch sizes it worked.
             Some(_) if candidate.speeds.is_empty() => {}
-            Some(other) => *other = candidate,
+            Some(other) => {
+                candidate.keep_fastest_runs(other);
+                *other = candidate;
+            }
             None => self.found.candidates.push(candidate),
         }
     }

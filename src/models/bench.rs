@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -9,8 +10,8 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::image_encoder::{ImageBinding, ImageEncoder};
-use super::opener::{BatchSizes, GraphModel, Opener, Plan, Use, providers};
-use super::timing::{batch_sizes, runs_per_second, timed_runs};
+use super::opener::{BatchSizes, GraphModel, Plan, Use, providers};
+use super::timing::{batch_sizes, runs_per_second, timed_runs, timed_with_preparation};
 use super::tuning::{Latitude, choose};
 use super::{GraphInfo, LoadError, LoadedModel, PredictError};
 use crate::batching::{Model, Role};
@@ -119,6 +120,8 @@ pub struct InferenceCost {
     pub fastest_ms: f64,
     /// Images per second of all sessions together.
     pub per_second: f64,
+    /// The same while as many images are being decoded and preprocessed; not measured of what the server runs.
+    pub served_per_second: Option<f64>,
 }
 
 /// Why a way cannot be run.
@@ -178,7 +181,7 @@ impl LoadedModel {
         let images: Vec<PreparedImage> = request.images.iter().map(prepare).collect::<Result<_, _>>()?;
         let (mut inference, mut failures) = (Vec::new(), Vec::new());
         for way in ways(encoder, &request.ways) {
-            match inference_costs(&engine.opener, way, &images, request) {
+            match inference_costs(encoder, way, &images, request) {
                 Ok(costs) => inference.extend(costs),
                 Err(error) => failures.push(Failure { way, reason: error.to_string() }),
             }
@@ -292,13 +295,14 @@ fn prepare_repeatedly(
 }
 
 fn inference_costs(
-    opener: &Opener<ImageBinding>,
+    encoder: &ImageEncoder,
     way: Way,
     images: &[PreparedImage],
     request: &BenchRequest,
 ) -> Result<Vec<InferenceCost>, LoadError> {
     let plan = way.plan(request.max_batch_size);
-    let mut sessions = opener.open(&plan, &Use { sizes: BatchSizes::First(1), ..Use::of(&plan, Role::Any) })?;
+    let mut sessions =
+        encoder.engine.opener.open(&plan, &Use { sizes: BatchSizes::First(1), ..Use::of(&plan, Role::Any) })?;
     let wanted = batch_sizes(request.max_batch_size);
     let sizes = sessions.first().map(|session| session.model.batch_sizes(wanted)).unwrap_or_default();
     let cost = |batch_size| {
@@ -310,6 +314,19 @@ fn inference_costs(
         let timed = timed_runs(&mut sessions, request.time, LEAST_RUNS, run)?;
         let cpu = cpu_time(ClockId::ProcessCPUTime).saturating_sub(cpu);
         let measured = runs_per_second(&timed) * batch_size as f64;
+        let served_per_second = match request.ways {
+            Ways::Served => None,
+            Ways::All | Ways::These(_) => {
+                let turn = AtomicUsize::new(0);
+                let prepare = || {
+                    let turn = turn.fetch_add(1, Ordering::Relaxed);
+                    // It has been prepared before.
+                    drop(encoder.prepare(&request.images[turn % request.images.len()]));
+                };
+                let timed = timed_with_preparation(&mut sessions, request.time, LEAST_RUNS, batch_size, &prepare, run)?;
+                Some(runs_per_second(&timed) * batch_size as f64)
+            }
+        };
         let mut runs: Vec<Duration> = timed.into_iter().flat_map(|session| session.runs).collect();
         let fastest = runs.iter().min().copied().unwrap_or_default();
         let cpu_ms = ms(cpu) / (runs.len() * batch_size) as f64;
@@ -323,6 +340,7 @@ fn inference_costs(
             run_ms: ms(median(&mut runs)),
             fastest_ms: ms(fastest),
             per_second: measured.min(possible),
+            served_per_second,
         })
     };
     sizes.into_iter().map(cost).collect()

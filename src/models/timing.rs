@@ -151,21 +151,33 @@ fn take_turn<B: Binding>(
     }
     let timed = match preparation {
         None => timed_runs(sessions, TURN, 1, run)?,
-        Some(preparation) => with_preparation(preparation, |backlog| {
-            // As under a load that fills batches, the next ones are there when these have been run.
-            backlog.order(size * sessions.len());
-            drop(backlog.await_prepared(size * sessions.len()));
-            timed_runs(sessions, TURN, 1, |model| {
-                // Another batch is prepared while this one runs.
-                backlog.order(size);
-                let outcome = run(model);
-                backlog.take(size);
-                outcome
-            })
-        })?,
+        Some(preparation) => timed_with_preparation(sessions, TURN, 1, size, preparation, run)?,
     };
     let run = *fastest.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(Turn { per_second: runs_per_second(&timed) * size as f64, run })
+}
+
+/// As [`timed_runs`] of `size` items each, with as many being prepared meanwhile, by as many threads as there are cores.
+pub(super) fn timed_with_preparation<B: Binding>(
+    sessions: &mut [Warmed<B>],
+    time: Duration,
+    least: usize,
+    size: usize,
+    preparation: &Preparation<'_>,
+    run: impl Fn(&mut GraphModel<B>) -> Result<(), LoadError> + Sync,
+) -> Result<Vec<TimedRuns>, LoadError> {
+    with_preparation(preparation, |backlog| {
+        // As under a load that fills batches, the next ones are there when these have been run.
+        backlog.order(size * sessions.len());
+        drop(backlog.await_prepared(size * sessions.len()));
+        timed_runs(sessions, time, least, |model| {
+            // Another batch is prepared while this one runs.
+            backlog.order(size);
+            let outcome = run(model);
+            backlog.take(size);
+            outcome
+        })
+    })
 }
 
 fn samples<B: Binding>(model: &mut GraphModel<B>, size: usize) -> Result<(), LoadError> {

@@ -309,10 +309,7 @@ impl<B: Binding> Tuner<'_, B> {
         match self.found.candidates.iter_mut().find(|other| other.plan(0) == candidate.plan(0)) {
             // With fewer batch sizes it worked.
             Some(_) if candidate.speeds.is_empty() => {}
-            Some(other) => {
-                candidate.keep_fastest_runs(other);
-                *other = candidate;
-            }
+            Some(other) => *other = candidate,
             None => self.found.candidates.push(candidate),
         }
     }

@@ -17,8 +17,9 @@ const TURN: Duration = Duration::from_millis(50);
 /// A turn of a small batch begins with runs that have nothing beside them, for this long: threads that have slept are slow at first.
 const ALONE: Duration = Duration::from_millis(20);
 
-/// Everything has so many turns at least, and more where they are short.
+/// Everything has so many turns at least, and more where they are short; fewer, where these would take many times what is enough.
 const TURNS: (usize, usize) = (3, 9);
+const TOO_LONG: u32 = 3;
 
 /// What does less than this part of what another does is not measured any longer.
 pub(super) const HOPELESS: f64 = 0.6;
@@ -90,8 +91,8 @@ impl<B: Binding> Contender<B> {
     }
 }
 
-/// Measures the contenders in turns with each other, until it has taken `enough`, they have had enough turns, or it is clear which is
-/// faster.
+/// Measures the contenders in turns with each other, until they have had enough turns or it is clear which is faster: for about as
+/// long as `enough`.
 pub(super) fn measure_in_turns<B: Binding>(
     contenders: &mut [&mut Contender<B>],
     preparation: Option<&Preparation<'_>>,
@@ -100,7 +101,8 @@ pub(super) fn measure_in_turns<B: Binding>(
 ) {
     let begin = Instant::now();
     for turns in 0..TURNS.1 {
-        if turns >= TURNS.0 && begin.elapsed() > enough {
+        let limit = if turns >= TURNS.0 { enough } else { enough * TOO_LONG };
+        if turns > 0 && begin.elapsed() > limit {
             break;
         }
         for contender in contenders.iter_mut().filter(|contender| contender.failure.is_none()) {

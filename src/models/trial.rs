@@ -27,13 +27,13 @@ use crate::runtime::{ExecutionProvider, Precision, Runtime};
 use crate::telemetry::Metrics;
 
 /// A process that takes longer is ended. TensorRT compiles for minutes.
-const LIMIT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1800));
+const LIMIT: (Duration, Duration) = (Duration::from_secs(120), Duration::from_secs(1800));
 
 /// No turn of a process holds the server's own runs back for longer: what does not fit is measured beside them.
 const LONGEST_TURN: Duration = Duration::from_secs(2);
 
 /// After this, no further plan is opened to be measured.
-const BUDGET: Duration = Duration::from_secs(20);
+pub(super) const BUDGET: Duration = Duration::from_secs(20);
 
 /// How often is looked whether the server stops.
 const POLL: Duration = Duration::from_millis(10);
@@ -75,7 +75,7 @@ pub(super) struct Trial {
     pub(super) speeds: Vec<Speed>,
 }
 
-/// Measures `plans`, in their order, each for about `enough`, in a process of the context's program, or in this one if there is none.
+/// Measures `plans`, in their order, for about `enough` in all, in a process of the context's program, or in this one if there is none.
 /// There are fewer outcomes than plans where measuring took too long. Blocks; gives up when `stopped` says so.
 pub(super) fn measure<B: Binding>(
     opener: &Opener<B>,
@@ -250,6 +250,7 @@ fn perform<B: Binding>(
     quietly: &Quietly<'_>,
 ) -> Vec<Measured> {
     let begin = Instant::now();
+    let enough = enough / u32::try_from(plans.len().saturating_sub(1)).unwrap_or(u32::MAX).max(1);
     let mut measured: Vec<Measured> = Vec::new();
     let mut best: Option<(usize, Contender<B>)> = None;
     for (index, plan) in plans.iter().enumerate() {

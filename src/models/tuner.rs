@@ -8,19 +8,16 @@ use super::engine::{Engine, open_crew};
 use super::opener::{Binding, Opener, Plan, Use, Warmed, first_plan, providers};
 use super::probe::Probe;
 use super::timing::{HOPELESS, batch_sizes};
-use super::trial::{self, Measured, Trial};
+use super::trial::{self, BUDGET, Measured, Trial};
 use super::tuning::{Candidate, Latitude, Tuning, choose, judge};
 use crate::batching::{InferenceError, Role};
 use crate::config::{ModelSettings, Objective, usable_cores};
 use crate::runtime::Precision;
 
-/// In no stage is a new arithmetic tried after this.
-const BUDGET: Duration = Duration::from_secs(20);
-
 /// How long an arithmetic is measured; they differ by a multiple.
 const BRIEFLY: Duration = Duration::from_millis(400);
 
-/// How long sessions and batch sizes are measured, two plans at a time.
+/// How long sessions and batch sizes are measured, all together.
 const ENOUGH: Duration = Duration::from_secs(4);
 
 /// How long the engine may take for its own answers to the probe.

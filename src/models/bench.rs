@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::image_encoder::{ImageBinding, ImageEncoder};
 use super::opener::{BatchSizes, GraphModel, Plan, Use, providers};
-use super::timing::{batch_sizes, runs_per_second, timed_runs, timed_with_preparation};
+use super::timing::{batch_sizes, median, runs_per_second, timed_runs, timed_with_preparation};
 use super::tuning::{Latitude, choose};
 use super::{GraphInfo, LoadError, LoadedModel, PredictError};
 use crate::batching::{Model, Role};
@@ -305,6 +305,12 @@ fn inference_costs(
         encoder.engine.opener.open(&plan, &Use { sizes: BatchSizes::First(1), ..Use::of(&plan, Role::Any) })?;
     let wanted = batch_sizes(request.max_batch_size);
     let sizes = sessions.first().map(|session| session.model.batch_sizes(wanted)).unwrap_or_default();
+    let turn = AtomicUsize::new(0);
+    let prepare = || {
+        let turn = turn.fetch_add(1, Ordering::Relaxed);
+        // It has been prepared before, so it can be.
+        drop(encoder.prepare(&request.images[turn % request.images.len()]));
+    };
     let cost = |batch_size| {
         let batch: Vec<PreparedImage> = images.iter().cycle().take(batch_size).cloned().collect();
         let run = |model: &mut GraphModel<ImageBinding>| model.run(&batch).map(drop).map_err(LoadError::System);
@@ -317,13 +323,8 @@ fn inference_costs(
         let served_per_second = match request.ways {
             Ways::Served => None,
             Ways::All | Ways::These(_) => {
-                let turn = AtomicUsize::new(0);
-                let prepare = || {
-                    let turn = turn.fetch_add(1, Ordering::Relaxed);
-                    // It has been prepared before.
-                    drop(encoder.prepare(&request.images[turn % request.images.len()]));
-                };
-                let timed = timed_with_preparation(&mut sessions, request.time, LEAST_RUNS, batch_size, &prepare, run)?;
+                let (time, least) = (request.time, LEAST_RUNS);
+                let timed = timed_with_preparation(&mut sessions, time, least, batch_size, &prepare, run)?;
                 Some(runs_per_second(&timed) * batch_size as f64)
             }
         };
@@ -354,11 +355,6 @@ fn cpu_time(clock: ClockId) -> Duration {
 
 fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
-}
-
-fn median(times: &mut [Duration]) -> Duration {
-    times.sort_unstable();
-    times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
 #[cfg(test)]

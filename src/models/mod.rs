@@ -2,6 +2,7 @@
 
 mod bench;
 mod classifier;
+mod contest;
 mod engine;
 mod entry;
 mod folder;

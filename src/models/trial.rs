@@ -1,5 +1,5 @@
-//! A measurement of plans: their answers to the probe, and their speeds. In a process of its own, so that what sessions leave behind
-//! (memory, or a crash) is not the server's.
+//! A measurement of plans, see [`super::contest`], in a process of its own, so that what sessions leave behind (memory, or a crash)
+//! is not the server's.
 //!
 //! The process is told what to measure by the first line of its standard input. It asks for each turn of measuring by a [`Word`] on
 //! its standard output, and begins it with the next line of its input: the server holds its own runs back meanwhile.
@@ -14,16 +14,15 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::contest::{self, Measured, Quietly};
 use super::image_encoder::ImageBinding;
-use super::opener::{BatchSizes, Binding, Files, Opener, Plan, Use};
+use super::opener::{Binding, Files, Opener, Plan};
 use super::probe::{self, Probe};
 use super::text_encoder::TokenBinding;
-use super::timing::{Contender, Preparation, Quietly, batch_sizes, measure_in_turns};
-use super::tuning::Speed;
 use super::{LoadContext, LoadError};
-use crate::batching::{ClosedGate, Role, RunGate};
+use crate::batching::{ClosedGate, RunGate};
 use crate::preprocess::{DecodeLimits, ImageProcessor};
-use crate::runtime::{ExecutionProvider, Precision, Runtime};
+use crate::runtime::{ExecutionProvider, Runtime};
 use crate::telemetry::Metrics;
 
 /// A process that takes longer is ended. TensorRT compiles for minutes.
@@ -31,9 +30,6 @@ const LIMIT: (Duration, Duration) = (Duration::from_secs(120), Duration::from_se
 
 /// No turn of a process holds the server's own runs back for longer: what does not fit is measured beside them.
 const LONGEST_TURN: Duration = Duration::from_secs(2);
-
-/// After this, no further plan is opened to be measured.
-pub(super) const BUDGET: Duration = Duration::from_secs(20);
 
 /// How often is looked whether the server stops.
 const POLL: Duration = Duration::from_millis(10);
@@ -63,18 +59,6 @@ enum Word {
     Outcome(Result<Vec<Measured>, String>),
 }
 
-/// What was measured of a plan, or why it cannot be run.
-pub(super) type Measured = Result<Trial, String>;
-
-/// What was measured of a plan.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Trial {
-    /// To the probe's items.
-    pub(super) answers: Vec<Vec<f32>>,
-    /// By batch size.
-    pub(super) speeds: Vec<Speed>,
-}
-
 /// Measures `plans`, in their order, for about `enough` in all, in a process of the context's program, or in this one if there is none.
 /// There are fewer outcomes than plans where measuring took too long. Blocks; gives up when `stopped` says so.
 pub(super) fn measure<B: Binding>(
@@ -95,7 +79,7 @@ pub(super) fn measure<B: Binding>(
             }
             Ok(())
         };
-        return Ok(perform(opener, plans, items, probe.preparation().as_deref(), enough, &quietly));
+        return Ok(contest::measure(opener, plans, items, probe.preparation().as_deref(), enough, &quietly));
     };
     let request = Request {
         onnxruntime: opener.context.runtime.library.clone(),
@@ -229,88 +213,14 @@ fn carry_out(request: Request, quietly: &Quietly<'_>) -> Result<Vec<Measured>, L
                 .map_err(|error| LoadError::System(error.to_string()))?;
             let binding = ImageBinding::for_processor(&processor);
             let opener = Opener { context, binding, files, outputs, device_id, open_inputs };
-            perform(&opener, &plans, &probe::photos(&processor), preparation, enough, quietly)
+            contest::measure(&opener, &plans, &probe::photos(&processor), preparation, enough, quietly)
         }
         Probe::Prompts { tokens, max_length, padding, image_size } => {
             let binding = TokenBinding::new(max_length, padding, image_size);
             let opener = Opener { context, binding, files, outputs, device_id, open_inputs };
-            perform(&opener, &plans, &tokens, preparation, enough, quietly)
+            contest::measure(&opener, &plans, &tokens, preparation, enough, quietly)
         }
     })
-}
-
-/// Opens one plan after the other and measures each in turns with the best of those before, so that the sessions of no more than two
-/// are in memory.
-fn perform<B: Binding>(
-    opener: &Opener<B>,
-    plans: &[Plan],
-    items: &[B::Item],
-    preparation: Option<&Preparation<'_>>,
-    enough: Duration,
-    quietly: &Quietly<'_>,
-) -> Vec<Measured> {
-    let begin = Instant::now();
-    let enough = enough / u32::try_from(plans.len().saturating_sub(1)).unwrap_or(u32::MAX).max(1);
-    let mut measured: Vec<Measured> = Vec::new();
-    let mut best: Option<(usize, Contender<B>)> = None;
-    for (index, plan) in plans.iter().enumerate() {
-        if begin.elapsed() > BUDGET {
-            break;
-        }
-        match open(opener, plan, items) {
-            Err(error) => measured.push(Err(error.to_string())),
-            Ok((answers, mut contender)) => {
-                measured.push(Ok(Trial { answers, speeds: Vec::new() }));
-                best = Some(match best.take() {
-                    None => (index, contender),
-                    Some((before, mut other)) => {
-                        measure_in_turns(&mut [&mut other, &mut contender], preparation, enough, quietly);
-                        let (winner, loser) = if contender.best_per_second() > other.best_per_second() {
-                            ((index, contender), (before, other))
-                        } else {
-                            ((before, other), (index, contender))
-                        };
-                        note(&mut measured, loser);
-                        winner
-                    }
-                });
-            }
-        }
-    }
-    if let Some((index, mut winner)) = best {
-        // It had nobody to take turns with.
-        if !winner.has_run() {
-            measure_in_turns(&mut [&mut winner], preparation, enough, quietly);
-        }
-        note(&mut measured, (index, winner));
-    }
-    measured
-}
-
-fn note<B: Binding>(measured: &mut [Measured], (index, contender): (usize, Contender<B>)) {
-    let speeds = contender.speeds().map_err(|error| error.to_string());
-    let measured = &mut measured[index];
-    *measured = measured.clone().and_then(|trial| Ok(Trial { speeds: speeds?, ..trial }));
-}
-
-/// Opens the plan's sessions and asks for the probe's answers.
-fn open<B: Binding>(
-    opener: &Opener<B>,
-    plan: &Plan,
-    items: &[B::Item],
-) -> Result<(Vec<Vec<f32>>, Contender<B>), LoadError> {
-    // As they would be opened to serve, if it is for one size alone.
-    let sizes = if plan.max_batch_size == 1 { BatchSizes::Only(1) } else { BatchSizes::First(1) };
-    let mut sessions = opener.open(plan, &Use { sizes, ..Use::of(plan, Role::Any) })?;
-    let (mut answers, mut sizes) = (Vec::new(), Vec::new());
-    if let Some(session) = sessions.first_mut() {
-        sizes = session.model.batch_sizes(batch_sizes(plan.max_batch_size));
-        // The reference is not compared with itself.
-        for item in items.iter().filter(|_| plan.precision != Precision::F32) {
-            answers.push(session.model.rows(std::slice::from_ref(item))?.row(0).to_vec());
-        }
-    }
-    Ok((answers, Contender::new(sessions, &sizes)))
 }
 
 #[cfg(test)]
@@ -318,6 +228,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
+    use crate::runtime::Precision;
 
     #[test]
     fn a_request_that_is_none_is_answered_with_an_error() {

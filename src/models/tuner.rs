@@ -4,12 +4,13 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use super::LoadError;
+use super::contest::{BUDGET, HOPELESS, Measured, Trial};
 use super::engine::{Engine, open_crew};
 use super::opener::{Binding, Opener, Plan, Use, Warmed, first_plan, providers};
 use super::probe::Probe;
-use super::timing::{HOPELESS, batch_sizes};
-use super::trial::{self, BUDGET, Measured, Trial};
-use super::tuning::{Candidate, Latitude, Tuning, choose, judge};
+use super::timing::batch_sizes;
+use super::trial;
+use super::tuning::{Candidate, Latitude, Speed, Tuning, choose, judge};
 use crate::batching::{InferenceError, Role};
 use crate::config::{ModelSettings, Objective, usable_cores};
 use crate::runtime::Precision;
@@ -215,22 +216,20 @@ impl<B: Binding> Tuner<'_, B> {
     fn measure_batches(&mut self) {
         let settings = &self.engine.settings;
         let max_batch_size = settings.batch_policy.max_batch_size;
-        let arithmetics = self.hopeful_arithmetics();
         let cores = usable_cores();
-        let splits: Vec<usize> = match (settings.instances, settings.threads) {
-            (None, None) => batch_sizes(cores).into_iter().filter(|&instances| instances > 1).collect(),
-            _ => Vec::new(),
-        };
-        let plans = arithmetics.iter().flat_map(|arithmetic| {
-            let whole = Plan { max_batch_size, ..*arithmetic };
-            let split = |&instances: &usize| Plan { instances, threads: cores / instances, ..whole };
-            std::iter::once(whole).chain(splits.iter().map(split).collect::<Vec<_>>())
-        });
-        let plans: Vec<Plan> = plans.collect();
+        let mut plans = Vec::new();
+        for arithmetic in self.hopeful_arithmetics() {
+            let whole = Plan { max_batch_size, ..arithmetic };
+            plans.push(whole);
+            if let (None, None) = (settings.instances, settings.threads) {
+                let splits = batch_sizes(cores).into_iter().skip(1);
+                plans.extend(splits.map(|instances| Plan { instances, threads: cores / instances, ..whole }));
+            }
+        }
+        // What was measured with all sizes, or insists on one, has no more to show.
         let is_known = |plan: &Plan| {
-            let mut candidates = self.found.candidates.iter();
-            candidates
-                .any(|other| other.plan(max_batch_size) == *plan && (max_batch_size == 1 || other.speeds.len() > 1))
+            let mut same = self.found.candidates.iter().filter(|other| other.plan(max_batch_size) == *plan);
+            same.any(|other| max_batch_size == 1 || !matches!(other.speeds[..], [Speed { batch_size: 1, .. }]))
         };
         if !matches!(&plans[..], [only] if is_known(only)) {
             self.measure(&plans, ENOUGH);
@@ -243,14 +242,11 @@ impl<B: Binding> Tuner<'_, B> {
         if !best.provider.is_on_cpu() {
             return vec![best];
         }
-        let usable = || {
-            let faithful = self.found.candidates.iter().filter(|candidate| candidate.ruled_out.is_none());
-            faithful.filter(|candidate| candidate.provider.is_on_cpu())
-        };
-        let fastest = usable().map(Candidate::single_ms).fold(f64::INFINITY, f64::min);
-        let mut hopeful: Vec<&Candidate> =
-            usable().filter(|candidate| candidate.single_ms() * HOPELESS < fastest).collect();
+        let usable = |candidate: &&Candidate| candidate.ruled_out.is_none() && candidate.provider.is_on_cpu();
+        let mut hopeful: Vec<&Candidate> = self.found.candidates.iter().filter(usable).collect();
         hopeful.sort_by(|a, b| a.single_ms().total_cmp(&b.single_ms()));
+        let fastest = hopeful.first().map_or(f64::INFINITY, |candidate| candidate.single_ms());
+        hopeful.retain(|candidate| candidate.single_ms() * HOPELESS < fastest);
         hopeful.into_iter().map(|candidate| candidate.plan(1)).collect()
     }
 

@@ -62,7 +62,7 @@ pub const KEYS: &[Key] = &[
         "precision",
         "NAME",
         "auto",
-        "Arithmetic: f32 (the reference's answers), bf16, f16, or auto: f32 until tuning finds a faster one that is as good.",
+        "Arithmetic: f32 (the reference's answers), tf32 (cuda), bf16, f16, or auto: f32 until tuning finds a faster one that is as good.",
     ),
     model_key(
         "variant",

@@ -54,7 +54,7 @@ fn every_mistake_is_reported_with_its_key() {
         "models.vit.device: must be auto, cpu, openvino, cuda, tensorrt, not 'gpu'",
         "models.vit.decode: must be exact or fast, not 'half'",
         "models.vit.listen: 'listen' belongs at the file's top level",
-        "precision: must be auto, f32, bf16, f16, not 'f8' (from --precision)",
+        "precision: must be auto, f32, tf32, bf16, f16, not 'f8' (from --precision)",
     ] {
         assert!(all.contains(expected), "'{expected}' is missing in:\n{all}");
     }

@@ -10,7 +10,7 @@ use super::opener::{BatchSizes, Binding, GraphModel, Opener, Plan, Use, Warmed};
 use super::timing::{Preparation, TimedRuns, batch_sizes, median, runs_per_second, timed_runs, timed_with_preparation};
 use super::tuning::{FEW, Speed, best_per_second, gains_end};
 use crate::batching::Role;
-use crate::runtime::Precision;
+use crate::runtime::{ExecutionProvider, Precision};
 
 /// After this, no further plan is opened to be measured.
 pub(super) const BUDGET: Duration = Duration::from_secs(20);
@@ -117,13 +117,14 @@ fn open<B: Binding>(
             answers.push(session.model.rows(std::slice::from_ref(item))?.row(0).to_vec());
         }
     }
-    Ok((answers, Contender::new(sessions, &sizes)))
+    Ok((answers, Contender::new(sessions, &sizes, plan.provider)))
 }
 
 /// The sessions of a plan, and how fast they were at each turn.
 struct Contender<B: Binding> {
     sessions: Vec<Warmed<B>>,
     turns: Vec<(usize, Vec<Turn>)>,
+    provider: ExecutionProvider,
     /// Why it cannot go on.
     failure: Option<LoadError>,
 }
@@ -137,8 +138,8 @@ struct Turn {
 
 impl<B: Binding> Contender<B> {
     /// With the batch sizes that are to be measured, rising.
-    fn new(sessions: Vec<Warmed<B>>, sizes: &[usize]) -> Self {
-        Self { sessions, turns: sizes.iter().map(|&size| (size, Vec::new())).collect(), failure: None }
+    fn new(sessions: Vec<Warmed<B>>, sizes: &[usize], provider: ExecutionProvider) -> Self {
+        Self { sessions, turns: sizes.iter().map(|&size| (size, Vec::new())).collect(), provider, failure: None }
     }
 
     /// Has it had a turn?
@@ -164,8 +165,8 @@ impl<B: Binding> Contender<B> {
         let is_first = self.turns.iter().all(|(_, turns)| turns.is_empty());
         for index in 0..self.turns.len() {
             let size = self.turns[index].0;
-            if is_first {
-                // The first run of a size is slow.
+            if is_first || !self.provider.is_on_cpu() {
+                // The first run of a size is slow; on a GPU, the first after one of another size is.
                 timed_runs(&mut self.sessions, Duration::ZERO, 1, |model| samples(model, size))?;
             }
             let mut turn = Err(LoadError::System("no turn was taken".to_owned()));

@@ -15,7 +15,7 @@ use super::{LoadContext, LoadError, PredictError, Ticket, Timings};
 use crate::batching::InferenceError;
 use crate::cpu_pool::CpuPool;
 use crate::preprocess::{DecodeLimits, DecodeMode, ImageProcessor, PreparedImage};
-use crate::runtime::{Tensor, TensorSpec};
+use crate::runtime::{BatchMemory, Tensor, TensorSpec};
 use crate::telemetry::ModelMetrics;
 
 /// The image side of a classifier or of a dual encoder.
@@ -101,11 +101,12 @@ pub(super) struct ImageBinding {
     height: usize,
     width: usize,
     input: String,
+    /// The size of every batch, if it has to be the same.
     batch_size: Option<usize>,
     /// Constant inputs of the text encoder, where one graph holds both.
     text: Vec<(String, Tensor<'static>)>,
-    /// Where a batch is put together: as large as the largest so far, so that its memory is not fetched anew for each.
-    pixels: Array4<f32>,
+    /// Where a batch is put together.
+    memory: BatchMemory,
 }
 
 impl ImageBinding {
@@ -116,8 +117,8 @@ impl ImageBinding {
     }
 
     fn new(height: usize, width: usize) -> Self {
-        let pixels = Array4::zeros((0, 3, height, width));
-        Self { height, width, input: String::new(), batch_size: None, text: Vec::new(), pixels }
+        let (input, memory) = (String::new(), BatchMemory::default());
+        Self { height, width, input, batch_size: None, text: Vec::new(), memory }
     }
 
     /// A black picture for `input`, to run the other encoder of a combined graph.
@@ -180,17 +181,23 @@ impl Binding for ImageBinding {
         self.height.max(self.width)
     }
 
+    fn in_memory(self, memory: BatchMemory) -> Self {
+        Self { memory, ..self }
+    }
+
+    fn filled_up_to(self, size: usize) -> Self {
+        Self { batch_size: Some(size), ..self }
+    }
+
     fn stack<'a>(&'a mut self, batch: &'a [PreparedImage]) -> Vec<(&'a str, Tensor<'a>)> {
-        // A graph with a fixed batch size gets black images for the places nobody takes.
+        // A batch that is filled up gets black images for the places nobody takes.
         let size = self.batch_size.unwrap_or(batch.len());
-        if self.pixels.len_of(Axis(0)) < size {
-            self.pixels = Array4::zeros((size, 3, self.height, self.width));
-        }
-        for (place, image) in self.pixels.axis_iter_mut(Axis(0)).zip(batch) {
-            image.write_tensor(place);
-        }
-        self.pixels.slice_mut(s![batch.len()..size, .., .., ..]).fill(0.0);
-        let pixels = self.pixels.slice(s![..size, .., .., ..]);
+        let pixels = self.memory.put_together([size, 3, self.height, self.width], |mut pixels| {
+            for (place, image) in pixels.axis_iter_mut(Axis(0)).zip(batch) {
+                image.write_tensor(place);
+            }
+            pixels.slice_mut(s![batch.len()..size, .., .., ..]).fill(0.0);
+        });
         let text = self.text.iter().map(|(name, tensor)| (name.as_str(), tensor.view()));
         std::iter::once((self.input.as_str(), Tensor::F32(pixels.into_dyn().into()))).chain(text).collect()
     }
@@ -240,15 +247,18 @@ mod tests {
 
     #[test]
     fn a_fixed_batch_is_filled_up() {
-        let mut bound = binding().bind(&[input("pixel_values", &[2, 3, 4, 6])]).unwrap();
+        let insists = binding().bind(&[input("pixel_values", &[2, 3, 4, 6])]).unwrap();
+        let takes_any = binding().bind(&[input("pixel_values", &[-1, 3, 4, 6])]).unwrap();
         let batch = [PreparedImage::uniform(4, 6, 1.0), PreparedImage::uniform(4, 6, 1.0)];
-        // The second time, of what the first one left behind.
-        for (size, sum) in [(2, 144.0), (1, 72.0)] {
-            let stacked = bound.stack(&batch[..size]);
-            let ("pixel_values", Tensor::F32(pixels)) = &stacked[0] else {
-                panic!("wrong input");
-            };
-            assert_eq!((pixels.shape(), pixels.sum()), (&[2, 3, 4, 6][..], sum));
+        for mut bound in [insists, takes_any.filled_up_to(2)] {
+            // The second time, of what the first one left behind.
+            for (size, sum) in [(2, 144.0), (1, 72.0)] {
+                let stacked = bound.stack(&batch[..size]);
+                let ("pixel_values", Tensor::F32(pixels)) = &stacked[0] else {
+                    panic!("wrong input");
+                };
+                assert_eq!((pixels.shape(), pixels.sum()), (&[2, 3, 4, 6][..], sum));
+            }
         }
     }
 }

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::{LoadContext, LoadError};
 use crate::batching::{Model, Role};
 use crate::config::ModelSettings;
-use crate::runtime::{ExecutionProvider, Graph, Precision, RuntimeError, SessionOptions, Tensor, TensorSpec};
+use crate::runtime::{
+    BatchMemory, ExecutionProvider, Graph, Precision, RuntimeError, SessionOptions, Tensor, TensorSpec,
+};
 
 /// How a graph takes a batch of one kind of item. Made once a graph's inputs are known.
 pub(super) trait Binding: Clone + Send + Sync + 'static {
@@ -26,6 +28,10 @@ pub(super) trait Binding: Clone + Send + Sync + 'static {
     fn item_shape(&self) -> Option<Vec<usize>>;
     /// The longest side of the pictures that the graph is given.
     fn largest_side(&self) -> usize;
+    /// Puts batches together in this memory, where that is worth it.
+    fn in_memory(self, memory: BatchMemory) -> Self;
+    /// Fills batches up to `size`, if all items have the same shape.
+    fn filled_up_to(self, size: usize) -> Self;
     /// Puts a batch together.
     fn stack<'a>(&'a mut self, batch: &'a [Self::Item]) -> Vec<(&'a str, Tensor<'a>)>;
     /// Items to warm up with: the shapes that the graph will meet.
@@ -60,6 +66,8 @@ pub(super) struct GraphModel<B: Binding> {
     pub(super) graph: Graph,
     binding: B,
     output: String,
+    /// Another session for lone items, beside one whose batches are filled up.
+    lone: Option<Box<Self>>,
 }
 
 impl<B: Binding> Model for GraphModel<B> {
@@ -74,12 +82,16 @@ impl<B: Binding> Model for GraphModel<B> {
 
 impl<B: Binding> GraphModel<B> {
     pub(super) fn rows(&mut self, batch: &[B::Item]) -> Result<Array2<f32>, RuntimeError> {
+        if let (Some(lone), [_]) = (&mut self.lone, batch) {
+            return lone.rows(batch);
+        }
         self.graph.run(&self.binding.stack(batch), &self.output)
     }
 
-    /// The batch sizes `wanted`, or the one that the graph insists on.
+    /// The batch sizes `wanted`, or those that there can be.
     pub(super) fn batch_sizes(&self, wanted: Vec<usize>) -> Vec<usize> {
-        self.binding.fixed_batch_size().map_or(wanted, |size| vec![size])
+        let lone = self.lone.iter().map(|_| 1);
+        self.binding.fixed_batch_size().map_or(wanted, |size| lone.chain([size]).collect())
     }
 
     /// Runs a batch of `size` samples, and checks that it gives as many answers. Returns the length of one.
@@ -246,7 +258,16 @@ impl<B: Binding> Opener<B> {
         }
         let mut warmed = Vec::with_capacity(wanted.count);
         for _ in 0..wanted.count {
-            warmed.append(&mut self.warm(&mut [open(1)?], wanted)?);
+            let mut model = open(1)?;
+            if let (ExecutionProvider::Cuda, Some(_), None, BatchSizes::UpTo(size)) =
+                (plan.provider, self.binding.item_shape(), model.binding.fixed_batch_size(), wanted.sizes)
+            {
+                // Convolutions are planned anew whenever the batch's size is another than before, which takes many times as long as
+                // running them.
+                model.binding = model.binding.filled_up_to(size);
+                model.lone = Some(Box::new(open(1)?));
+            }
+            warmed.append(&mut self.warm(&mut [model], wanted)?);
         }
         Ok(warmed)
     }
@@ -261,9 +282,9 @@ impl<B: Binding> Opener<B> {
         let file = self.files.of(plan.precision)?;
         let options = SessionOptions { threads: wanted.threads, parallel_runs, dimensions, ..self.options(plan)? };
         let graph = Graph::open(&self.context.runtime, file, &options)?;
-        let binding = self.bind(graph.inputs(), file)?;
+        let binding = self.bind(graph.inputs(), file)?.in_memory(graph.batch_memory());
         let output = self.find_output(&graph, file)?;
-        Ok(GraphModel { graph, binding, output })
+        Ok(GraphModel { graph, binding, output, lone: None })
     }
 
     /// Runs each batch size in all of `models` at once: where they share a session, each run then meets another thread of it.

@@ -15,7 +15,7 @@ use super::tuner::{Judgement, Stage};
 use super::{LoadContext, LoadError, PredictError, Ticket};
 use crate::cpu_pool::CpuPool;
 use crate::postprocess::normalize;
-use crate::runtime::{Tensor, TensorSpec};
+use crate::runtime::{BatchMemory, Tensor, TensorSpec};
 use crate::telemetry::ModelMetrics;
 use crate::text::{Embedding, EmbeddingCache, Tokenizer};
 
@@ -245,6 +245,15 @@ impl Binding for TokenBinding {
     fn largest_side(&self) -> usize {
         // Of a combined graph's other encoder; texts are not pooled over windows.
         self.image_size.0.max(self.image_size.1)
+    }
+
+    fn in_memory(self, _memory: BatchMemory) -> Self {
+        // Tokens are few.
+        self
+    }
+
+    fn filled_up_to(self, _size: usize) -> Self {
+        self
     }
 
     fn stack<'a>(&'a mut self, batch: &'a [Vec<i64>]) -> Vec<(&'a str, Tensor<'a>)> {

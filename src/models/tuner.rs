@@ -27,6 +27,9 @@ const ANSWERS: Duration = Duration::from_secs(60);
 /// How long an earlier crew's last batch is waited for before sessions are opened that should find its memory free.
 const LAST_BATCH: Duration = Duration::from_secs(2);
 
+/// Most sessions that are tried on a GPU.
+const GPU_INSTANCES: usize = 4;
+
 /// What makes probabilities of a graph's answers to the probe's items.
 pub(super) type Probabilities<'a> = dyn Fn(&[Vec<f32>]) -> Vec<Vec<f32>> + 'a;
 
@@ -222,8 +225,10 @@ impl<B: Binding> Tuner<'_, B> {
             let whole = Plan { max_batch_size, ..arithmetic };
             plans.push(whole);
             if let (None, None) = (settings.instances, settings.threads) {
-                let splits = batch_sizes(cores).into_iter().skip(1);
-                plans.extend(splits.map(|instances| Plan { instances, threads: cores / instances, ..whole }));
+                // While one session copies, another one computes; a GPU has no cores to be divided.
+                let most = if arithmetic.provider.is_on_cpu() { cores } else { GPU_INSTANCES };
+                let splits = batch_sizes(most).into_iter().skip(1);
+                plans.extend(splits.map(|instances| Plan { instances, threads: (cores / instances).max(1), ..whole }));
             }
         }
         // What was measured with all sizes, or insists on one, has no more to show.

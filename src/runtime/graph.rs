@@ -11,6 +11,7 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
 
 use super::assignment::{RECORD_KEY, nodes_by_provider};
+use super::batch_memory::BatchMemory;
 use super::shared_session::SharedSession;
 use super::wide_pool::without_wide_pools;
 use super::{ExecutionProvider, Runtime, RuntimeError, SessionOptions};
@@ -65,6 +66,8 @@ pub struct Graph {
     outputs: Vec<TensorSpec>,
     nodes: usize,
     nodes_elsewhere: usize,
+    /// On which its provider computes.
+    gpu: Option<u32>,
 }
 
 impl Graph {
@@ -107,6 +110,7 @@ impl Graph {
             session: Arc::new(SharedSession::new(session)),
             nodes,
             nodes_elsewhere: nodes - own,
+            gpu: (!provider.is_on_cpu()).then_some(options.device_id),
         })
     }
 
@@ -137,6 +141,18 @@ impl Graph {
     /// All nodes, and those that the provider left to the CPU provider.
     pub fn node_counts(&self) -> (usize, usize) {
         (self.nodes, self.nodes_elsewhere)
+    }
+
+    /// Where batches for this graph are best put together.
+    pub fn batch_memory(&self) -> BatchMemory {
+        let pinned = self.gpu.map(|device_id| self.session.batch_memory(device_id));
+        match pinned.transpose() {
+            Ok(memory) => memory.unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!(%error, "no pinned memory can be had; batches take longer to the GPU");
+                BatchMemory::default()
+            }
+        }
     }
 
     /// Runs a batch and returns the rows of the output called `output`, one for each item of the batch.

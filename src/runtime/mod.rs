@@ -1,6 +1,7 @@
 //! ONNX Runtime: finding the library, choosing execution providers, running graphs. The only part that knows `ort`.
 
 mod assignment;
+mod batch_memory;
 mod graph;
 mod library;
 mod memory;
@@ -9,6 +10,7 @@ mod provider;
 mod shared_session;
 mod wide_pool;
 
+pub use batch_memory::BatchMemory;
 pub use graph::{Graph, Tensor, TensorSpec};
 pub use library::Runtime;
 pub use memory::{give_back_freed_memory, set_up_allocator};

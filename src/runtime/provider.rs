@@ -25,6 +25,8 @@ pub enum ExecutionProvider {
 pub enum Precision {
     /// The reference.
     F32,
+    /// f32 whose factors are rounded to 11 bits of mantissa before they are multiplied.
+    Tf32,
     /// 8 bits of mantissa, f32's range.
     Bf16,
     /// 11 bits of mantissa, small range.
@@ -72,21 +74,23 @@ impl ExecutionProvider {
         match self {
             Self::OpenVino if cpu_computes_bf16() => &[Precision::F32, Precision::Bf16],
             Self::TensorRt => &[Precision::F32, Precision::F16],
-            Self::Cpu | Self::OpenVino | Self::Cuda => &[Precision::F32],
+            Self::Cuda => &[Precision::F32, Precision::Tf32],
+            Self::Cpu | Self::OpenVino => &[Precision::F32],
         }
     }
 
     /// Why `precision` cannot be had from this provider, if it cannot.
     pub fn refuses(self, precision: Precision) -> Option<&'static str> {
         match (self, precision) {
-            (_, Precision::F32) | (Self::OpenVino, Precision::Bf16) => None,
+            (_, Precision::F32) | (Self::OpenVino, Precision::Bf16) | (Self::Cuda, Precision::Tf32) => None,
             (Self::Cpu | Self::OpenVino, Precision::Int8) => None,
             (Self::Cuda | Self::TensorRt, Precision::Int8) => Some("int8 graphs are for CPUs"),
+            (_, Precision::Tf32) => Some("only the cuda provider offers tf32"),
             (Self::TensorRt, _) => None,
             (Self::Cpu, _) => Some("the cpu provider computes in f32; openvino offers bf16"),
             (Self::OpenVino, Precision::F16) => Some("openvino on a CPU offers f32 and bf16"),
             (Self::Cuda, _) => {
-                Some("the cuda provider computes a graph in its own precision; tensorrt offers f16 and bf16")
+                Some("the cuda provider computes a graph in its own precision or in tf32; tensorrt offers f16 and bf16")
             }
         }
     }
@@ -94,15 +98,16 @@ impl ExecutionProvider {
 
 impl Precision {
     /// All, in the order in which a help text names them.
-    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::F16, Self::Int8];
+    pub const ALL: [Self; 5] = [Self::F32, Self::Tf32, Self::Bf16, Self::F16, Self::Int8];
 
     /// Those that any graph can be asked for; int8 takes a graph that was made for it.
-    pub const OF_ANY_GRAPH: [Self; 3] = [Self::F32, Self::Bf16, Self::F16];
+    pub const OF_ANY_GRAPH: [Self; 4] = [Self::F32, Self::Tf32, Self::Bf16, Self::F16];
 
     /// The name in settings and answers.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
+            Self::Tf32 => "tf32",
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
             Self::Int8 => "int8",
@@ -172,8 +177,7 @@ impl SessionOptions {
             }
             ExecutionProvider::Cuda => vec![
                 ("device_id", self.device_id.to_string()),
-                // TF32 rounds the mantissa to 10 bits, which f32 does not promise.
-                ("use_tf32", "0".to_owned()),
+                ("use_tf32", flag(self.precision == Precision::Tf32)),
                 ("cudnn_conv_algo_search", "HEURISTIC".to_owned()),
                 ("arena_extend_strategy", "kSameAsRequested".to_owned()),
             ],
@@ -199,7 +203,6 @@ impl SessionOptions {
     }
 
     fn tensorrt_options(&self) -> Vec<(&'static str, String)> {
-        let flag = |on: bool| if on { "1" } else { "0" }.to_owned();
         let cache = self.cache_dir.join("tensorrt").display().to_string();
         let profile = |batch: usize, largest: bool| {
             let shape = |(name, min, max): &(String, Vec<usize>, Vec<usize>)| {
@@ -222,6 +225,10 @@ impl SessionOptions {
             ("trt_profile_max_shapes", profile(self.max_batch_size, true)),
         ]
     }
+}
+
+fn flag(on: bool) -> String {
+    if on { "1" } else { "0" }.to_owned()
 }
 
 #[cfg(test)]
@@ -295,9 +302,9 @@ mod tests {
 
     #[test]
     fn cuda_computes_true_f32_on_the_device_that_was_named() {
-        let options = options(ExecutionProvider::Cuda, Precision::F32);
-        assert_eq!(value(&options, "device_id"), "1");
-        assert_eq!(value(&options, "use_tf32"), "0");
+        let f32 = options(ExecutionProvider::Cuda, Precision::F32);
+        assert_eq!((value(&f32, "device_id"), value(&f32, "use_tf32")), ("1".to_owned(), "0".to_owned()));
+        assert_eq!(value(&options(ExecutionProvider::Cuda, Precision::Tf32), "use_tf32"), "1");
     }
 
     #[test]
@@ -305,6 +312,7 @@ mod tests {
         assert!(ExecutionProvider::Cpu.refuses(Precision::Bf16).unwrap().contains("openvino"));
         assert!(ExecutionProvider::Cuda.refuses(Precision::F16).unwrap().contains("tensorrt"));
         assert_eq!(ExecutionProvider::TensorRt.refuses(Precision::Bf16), None);
+        assert!(ExecutionProvider::OpenVino.refuses(Precision::Tf32).unwrap().contains("cuda"));
         for provider in ExecutionProvider::ALL {
             assert_eq!(provider.refuses(Precision::F32), None);
             let refused = provider.native_precisions().iter().find(|&&precision| provider.refuses(precision).is_some());

@@ -11,6 +11,8 @@ use ort::AsPointer;
 use ort::session::{Session, SessionInputValue};
 use ort::value::DynValue;
 
+use super::batch_memory::BatchMemory;
+
 /// A session whose runs may overlap. ONNX Runtime promises that of every session (`OrtApi::Run`, and its documentation of thread
 /// safety); the caller lets it happen only with providers that have been seen to keep the promise, see
 /// [`super::SessionOptions::shares_sessions`].
@@ -19,6 +21,11 @@ pub(super) struct SharedSession(Session);
 impl SharedSession {
     pub(super) fn new(session: Session) -> Self {
         Self(session)
+    }
+
+    /// Memory that the GPU `device_id`, on which the session computes, reads by itself.
+    pub(super) fn batch_memory(&self, device_id: u32) -> Result<BatchMemory, ort::Error> {
+        BatchMemory::pinned(&self.0, device_id)
     }
 
     /// Runs `inputs`, by their names, and returns the output called `output`.

@@ -1,15 +1,16 @@
 """How close `auto` comes: its choices beside every way to run a model, for throughput and for latency."""
 
 import shutil
-from collections import defaultdict
 
 from report import machine_table, table
 from suite import FIGURE_SHARE
-from tools import WORK, link_models, median, ocelli_bench, say
+from tools import WORK, link_models, ocelli_bench, say
 
 WAY = ("provider", "precision", "instances", "threads")
 # How often the choice and the best are measured against each other, in turns.
-DUEL_ROUNDS = 5
+DUEL_ROUNDS = 20
+# Twice what the server takes at most by default.
+LARGEST_BATCH = 16
 WANTED = "≤ 5 %"
 
 
@@ -47,26 +48,24 @@ def measure_model(options, name, photos):
     seconds = max(0.05, options.seconds * FIGURE_SHARE)
 
     def bench(*ways):
-        fixed = ["--seconds", seconds, "--largest-batch", options.largest_batch]
+        largest = min(options.largest_batch, LARGEST_BATCH)
+        fixed = ["--seconds", seconds, "--largest-batch", largest, "--with-preprocessing"]
         return ocelli_bench(models_dir, folder / "cache", name, photos, *fixed, *ways)
 
-    points, reports = defaultdict(list), []
-    for number in range(1, options.rounds + 1):
-        say(f"{name}: grid, round {number} of {options.rounds} …")
-        reports.append(bench("--all-ways"))
-        collect(points, reports[-1])
-    return summarise(name, points, reports[-1], bench)
+    say(f"{name}: every way …")
+    report = bench("--all-ways", "--rounds", options.rounds)
+    say(f"{name}: the choice and the best …")
+    return summarise(name, report, bench)
 
 
-def collect(points, report):
-    """Adds a report's costs to `points`, by way and batch size."""
-    for cost in report["inference"]:
-        points[tuple(cost[key] for key in WAY), cost["batch_size"]].append(cost)
+def by_point(report):
+    """The report's costs, by way and batch size."""
+    return {(tuple(cost[key] for key in WAY), cost["batch_size"]): cost for cost in report["inference"]}
 
 
-def summarise(name, points, report, bench):
-    forbidden = unfaithful(report)
-    allowed = {key: costs for key, costs in points.items() if key[0][:2] not in forbidden}
+def summarise(name, report, bench):
+    forbidden, points = unfaithful(report), by_point(report)
+    allowed = {key: cost for key, cost in points.items() if key[0][:2] not in forbidden}
     singles = single_times(allowed)
     # None: single images have a session of their own, so the others may take as long as they like.
     longest = min(singles.values()) * (report["latency_bound"] or float("inf"))
@@ -75,23 +74,23 @@ def summarise(name, points, report, bench):
     for choice in report["choices"]:
         chosen = tuple(choice[key] for key in WAY)
         if choice["objective"] == "throughput":
-            rates = {key: median([cost["served_per_second"] for cost in costs]) for key, costs in allowed.items()}
+            rates = {key: cost["served_per_second"] for key, cost in allowed.items()}
             best = max((key for key in rates if key[0] in within), key=rates.get)
             mine = (chosen, max(size for way, size in rates if way == chosen and size <= choice["max_batch_size"]))
-            miss = 1 - duel(bench, mine, best, "served_per_second", median)
+            miss = 1 - duel(bench, mine, best, "served_per_second")
         else:
             # The smallest batch that there is: 1, but for graphs that insist on another.
             smallest = min(size for way, size in allowed if way == chosen)
             best, mine = (min(singles, key=singles.get), smallest), (chosen, smallest)
-            miss = duel(bench, mine, best, "fastest_ms", min) - 1
+            miss = duel(bench, mine, best, "run_ms") - 1
         misses.append((name, choice["objective"], max(0.0, miss), describe(*mine), describe(*best)))
     return {"misses": misses, "lines": list(details(name, points, report, forbidden))}
 
 
 def single_times(points):
-    """The shortest run of the smallest batch, by way."""
+    """The time of the smallest batch, by way."""
     smallest = min(size for _, size in points)
-    return {way: min(cost["fastest_ms"] for cost in costs) for (way, size), costs in points.items() if size == smallest}
+    return {way: cost["run_ms"] for (way, size), cost in points.items() if size == smallest}
 
 
 def unfaithful(report):
@@ -100,16 +99,16 @@ def unfaithful(report):
     return {(one["provider"], one["precision"]) for one in candidates if one.get("ruled_out")}
 
 
-def duel(bench, mine, best, key, summary):
+def duel(bench, mine, best, key):
     """The choice's figure ÷ the best one's, both measured again in turns: the best of many was lucky too."""
     if mine == best:
         return 1.0
-    points = defaultdict(list)
-    for _ in range(DUEL_ROUNDS):
-        ways = dict.fromkeys([mine[0], best[0]])
-        collect(points, bench(*(part for way in ways for part in ("--way", ",".join(map(str, way))))))
-    mine, best = ([cost[key] for cost in points[point]] for point in (mine, best))
-    return summary(mine) / summary(best)
+    ways = dict.fromkeys([mine[0], best[0]])
+    sizes = dict.fromkeys([mine[1], best[1]])
+    options = [part for way in ways for part in ("--way", ",".join(map(str, way)))]
+    options += [part for size in sizes for part in ("--batch-size", size)]
+    points = by_point(bench(*options, "--rounds", DUEL_ROUNDS))
+    return points[mine][key] / points[best][key]
 
 
 def describe(way, batch):
@@ -122,15 +121,15 @@ def details(name, points, report, forbidden):
     ways = sorted({way for way, _ in points})
     yield f"## {name}"
     yield ""
-    yield "Images/s by batch size with as many being decoded and preprocessed, and the shortest run of the smallest batch:"
+    yield "Images/s by batch size with as many being decoded and preprocessed, and the time of the smallest batch by itself:"
     yield ""
     rows = []
     for way in ways:
-        rates = [points.get((way, size)) for size in sizes]
-        cells = [f"{median([cost['served_per_second'] for cost in costs]):.1f}" if costs else "" for costs in rates]
-        fastest = min(cost["fastest_ms"] for cost in next(costs for costs in rates if costs))
+        costs = [points.get((way, size)) for size in sizes]
+        cells = [f"{cost['served_per_second']:.1f}" if cost else "" for cost in costs]
+        single = next(cost["run_ms"] for cost in costs if cost)
         note = "not faithful" if way[:2] in forbidden else ""
-        rows.append([f"{way[0]} {way[1]}, {way[2]} × {way[3]}", *cells, f"{fastest:.2f}", note])
+        rows.append([f"{way[0]} {way[1]}, {way[2]} × {way[3]}", *cells, f"{single:.2f}", note])
     yield from table(["way", *map(str, sizes), "one, ms", ""], rows)
     yield ""
     for failure in report["failures"]:

@@ -22,7 +22,6 @@ PARTS = (
     ("preprocessing, CPU-ms with one core busy", "preprocessing_alone_cpu_ms", "{:.2f}"),
     ("preprocessing, ms", "preprocessing_ms", "{:.2f}"),
     ("inference, CPU-ms an image at the best batch", "inference_cpu_ms", "{:.2f}"),
-    ("inference, images/s at the best batch", "inference_per_second", "{:.1f}"),
     ("inference of one image with all cores, ms", "single_ms", "{:.2f}"),
     ("one connection, p50 in ms", "p50_ms", "{:.2f}"),
     ("open loop at 70 %, p99 in ms", "open_p99_ms", "{:.1f}"),
@@ -30,15 +29,17 @@ PARTS = (
 )
 EXPLANATION = """
 - **limit** = cores ÷ (CPU time of preprocessing + CPU time of inference at its best batch), both measured without HTTP in
-  the server's own code (`ocelli bench`), just before the loads that it is compared with. Preprocessing counts as it is
-  with all cores busy, since a server at its limit has no idle ones.
+  the server's own code (`ocelli bench`). The limit and the load of 32 connections that is compared with it take turns of a
+  quarter of a second, in which the other is stopped, so that a machine that is slow for a moment is so for both; the same
+  goes for one connection and what it is compared with. Preprocessing counts as it is with all cores busy, since a server
+  at its limit has no idle ones.
 - **best batch**: the most images/s among all batch sizes, in one session of all cores, in a session a core, and as the
   server runs.
-- **threads that neither preprocess nor infer** handle HTTP, JSON and queues, put batches together and start their runs: their
-  CPU time is told by the system, thread by thread. The difference in the row below also has in it what preprocessing and
-  inference lose to each other's caches when they run side by side, and the noise of both measurements. The provider `cpu`
-  infers in the threads that start its runs, too; with it the figure says nothing.
-- **requests/s** of closed loops: answers with status 200 in the last nine tenths of a load. Four photos of about 640×480
+- **threads that neither preprocess nor infer** handle HTTP and JSON: their CPU time is told by the system, thread by thread.
+  Those that put batches together (which includes normalising) and take part in their runs count as inference, as they do in
+  the limit. The difference in the row below also has in it what preprocessing and inference lose to each other's caches
+  when they run side by side.
+- **requests/s** by connections: answers with status 200 in the last nine tenths of a load. Four photos of about 640×480
   (JPEG, quality 90, 4:2:0) in equal shares. The load generator runs on the same machine; what it costs is in the tables.
 - **open loop**: a request at regular intervals, whether or not those before have been answered; latency counts from when
   it was due.
@@ -122,7 +123,7 @@ def spread(values, form):
 
 
 def model_section(name, result):
-    graph = result["rounds"][0]["limit"]["graph"]
+    graph = result["limit"]["graph"]
     yield f"## {name}"
     yield ""
     yield (
@@ -156,12 +157,11 @@ def model_section(name, result):
 
 
 def inference_rows(result):
-    rounds = [suite.served(one["limit"]) for one in result["rounds"]]
-    for index, first in enumerate(rounds[0]):
-        figures = [median([one[index][key] for one in rounds]) for key in ("per_second", "cpu_ms", "run_ms")]
-        ways = f"{first['instances']} × {first['threads']}"
+    for cost in suite.served(result["limit"]):
+        ways = f"{cost['instances']} × {cost['threads']}"
+        figures = (cost["per_second"], cost["cpu_ms"], cost["run_ms"])
         forms = ("{:.1f}", "{:.2f}", "{:.2f}")
-        yield [ways, str(first["batch_size"]), *(form.format(value) for form, value in zip(forms, figures))]
+        yield [ways, str(cost["batch_size"]), *(form.format(value) for form, value in zip(forms, figures))]
 
 
 def panels(results):

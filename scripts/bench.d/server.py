@@ -15,6 +15,8 @@ from tools import BINARY, ROOT, BenchError
 READY_LIMIT = 300
 TUNED_LIMIT = 300
 STOP_LIMIT = 30
+# Linux keeps so many characters.
+THREAD_NAME = 15
 # 512 connections may each have a request in work, which takes a large model a minute; by default most of them would be told to
 # come back later.
 OPTIONS = ["--max-in-flight", "1024", "--request-timeout-ms", "120000", "--log-format", "json"]
@@ -39,6 +41,7 @@ class Server:
             self.stop()
             raise
         self.seconds_to_ready = time.monotonic() - started
+        self.names = [model["name"] for model in self.models()]
         return self
 
     def __exit__(self, *_):
@@ -102,9 +105,14 @@ class Server:
         return process_cpu_seconds(self.process.pid)
 
     def other_cpu_seconds(self):
-        """Of the threads that neither preprocess nor infer, if the provider has threads of its own for that."""
+        """Of the threads that neither preprocess nor infer."""
         threads = thread_cpu_seconds(self.process.pid)
-        return sum(seconds for name, seconds in threads if name not in ("preprocess", "inference"))
+        return sum(seconds for name, seconds in threads if not self.works_on_images(name))
+
+    def works_on_images(self, thread):
+        """Workers are called after their model, as far as the system lets them; they put batches together and take part in runs."""
+        workers = (f"{name}/"[:THREAD_NAME] for name in self.names)
+        return thread.startswith(("preprocess", "inference", *workers))
 
     def peak_mb(self):
         return self.memory_mb("VmHWM")

@@ -1,11 +1,11 @@
 """The sitting: for each model the limit, the loads over HTTP, and the ratios between them."""
 
 import shutil
-from collections import defaultdict
 
 from load import closed_loop, open_loop
 from server import Server, question
-from tools import WORK, BenchError, link_models, median, ocelli_bench, say
+from tools import WORK, BenchError, bench_command, link_models, median, ocelli_bench, say
+from turns import load_and_bench
 
 # Between these, throughput is compared with the limit; after it, memory is read.
 FULL = 32
@@ -15,6 +15,8 @@ LARGE_CONNECTIONS = (1, 8)
 PLAN = ("provider", "precision", "instances", "threads", "solo_threads", "batch_sizes_warmed")
 # Of the length of a load, for a figure without HTTP.
 FIGURE_SHARE = 0.1
+# So often each figure is measured in turns with a load.
+TURNS_ROUNDS = 10
 
 
 def measure_models(options, usual, sizes):
@@ -35,19 +37,31 @@ def measure_model(options, name, usual, large):
     with Server(models_dir, cache, log) as server:
         (model,) = server.models()
         result = {"seconds_to_ready": server.seconds_to_ready, "tuning_peak_mb": tuning_peak_mb, "rounds": []}
-        closed_loop(server, question(model["task"]), usual, FULL, 1)
+        path = question(model["task"])
+        closed_loop(server, path, usual, FULL, 1)
+        # Before anything else of the server's is measured.
+        result["peak_mb"] = server.peak_mb()
+        say(f"{name}: the limit …")
+        figure = ["--seconds", max(0.05, options.seconds * FIGURE_SHARE)]
+        every_batch = [*figure, "--rounds", options.rounds, "--largest-batch", options.largest_batch]
+        limit = result["limit"] = ocelli_bench(models_dir, cache, name, [*usual, large], *every_batch)
+        check_plan(server, limit["graph"])
         for number in range(1, options.rounds + 1):
             say(f"{name}: round {number} of {options.rounds} …")
-            report = measure_limit(options, models_dir, cache, name, [*usual, large])
-            check_plan(server, report["graph"])
-            loads = measure_loads(options, server, question(model["task"]), usual, large, result)
-            result["rounds"].append({"limit": report, **loads})
+
+            def in_turns(connections, cost):
+                options_of = [*figure, "--rounds", TURNS_ROUNDS, *point_options(cost)]
+                command = bench_command(models_dir, cache, name, usual, "--log-level", "ocelli=info", *options_of)
+                return load_and_bench(server, path, usual, connections, command)
+
+            turns = {FULL: in_turns(FULL, best_batch(limit)), 1: in_turns(1, single(limit))}
+            result["rounds"].append({"turns": turns, **measure_loads(options, server, path, usual, large)})
     return result
 
 
-def measure_limit(options, models_dir, cache, name, photos):
-    seconds = max(0.05, options.seconds * FIGURE_SHARE)
-    return ocelli_bench(models_dir, cache, name, photos, "--seconds", seconds, "--largest-batch", options.largest_batch)
+def point_options(cost):
+    way = ",".join(str(cost[key]) for key in ("provider", "precision", "instances", "threads"))
+    return ["--way", way, "--batch-size", cost["batch_size"], "--largest-batch", cost["batch_size"]]
 
 
 def check_plan(server, graph):
@@ -59,7 +73,7 @@ def check_plan(server, graph):
         raise BenchError(f"the server runs {model['name']} with another {' and '.join(different)} than `ocelli bench`")
 
 
-def measure_loads(options, server, path, usual, large, result):
+def measure_loads(options, server, path, usual, large):
     closed = {}
     for connections in CONNECTIONS:
         # Long enough for some answers to each, at the throughput that the first load showed: at the end as many images as there
@@ -67,8 +81,6 @@ def measure_loads(options, server, path, usual, large, result):
         pace = closed[FULL]["per_second"] if closed else float("inf")
         seconds = max(options.seconds, min(60, 8 * connections / pace))
         closed[connections] = closed_loop(server, path, usual, connections, seconds)
-        # Loading and 32 connections are what the peak is told for; later rounds and loads may need more.
-        result.setdefault("peak_mb", server.peak_mb())
     rate = OPEN_LOOP_SHARE * closed[FULL]["per_second"]
     # A hundredth of the answers lies beyond the 99th percentile, and a few of them have to be there.
     seconds = max(options.seconds, min(30, 500 / rate) if options.rounds > 1 else 0)
@@ -84,38 +96,37 @@ def measure_loads(options, server, path, usual, large, result):
 
 def ratios(result):
     """The figures to judge by, each as a list with a value a round."""
-    best = best_batch([one["limit"] for one in result["rounds"]])
-    rounds = [round_ratios(one, best) for one in result["rounds"]]
+    rounds = [round_ratios(result["limit"], one) for one in result["rounds"]]
     return {key: [values[key] for values in rounds] for key in rounds[0]}
 
 
-def round_ratios(one, best):
-    limit, closed = one["limit"], one["closed"]
-    *usual, large = limit["preprocessing"]
-    (inference,) = (cost for cost in served(limit) if point(cost) == best)
-    preprocessing = weighted(usual, closed[FULL], "cpu_ms_all_cores")
+def round_ratios(limit, one):
+    closed = one["closed"]
+    (full, without), (alone, lone) = one["turns"][FULL], one["turns"][1]
+    (inference,), (lone_inference,) = without["inference"], lone["inference"]
+    preprocessing = mean_of(without["preprocessing"], "cpu_ms_all_cores")
     cost = preprocessing + inference["cpu_ms"]
     possible = limit["cores"] * 1e3 / cost
-    floor = weighted(usual, closed[1], "wall_ms") + single(limit)["run_ms"]
+    lone_preprocessing = mean_of(lone["preprocessing"], "wall_ms")
+    floor = lone_preprocessing + lone_inference["run_ms"]
     return {
         "preprocessing_cpu_ms": preprocessing,
-        "preprocessing_alone_cpu_ms": weighted(usual, closed[FULL], "cpu_ms"),
-        "preprocessing_ms": weighted(usual, closed[1], "wall_ms"),
+        "preprocessing_alone_cpu_ms": mean_of(without["preprocessing"], "cpu_ms"),
+        "preprocessing_ms": lone_preprocessing,
         "inference_cpu_ms": inference["cpu_ms"],
-        "inference_per_second": inference["per_second"],
-        "single_ms": single(limit)["run_ms"],
+        "single_ms": lone_inference["run_ms"],
         "limit": possible,
-        "throughput": closed[FULL]["per_second"],
-        "throughput_ratio": closed[FULL]["per_second"] / possible,
+        "throughput": full["per_second"],
+        "throughput_ratio": full["per_second"] / possible,
         "overhead_cpu_ms": closed[FULL]["other_cpu_ms"],
-        "beyond_cpu_ms": closed[FULL]["cpu_ms"] - cost,
+        "beyond_cpu_ms": full["cpu_ms"] - cost,
         "floor_ms": floor,
-        "p50_ms": closed[1]["p50_ms"],
-        "latency_ratio": closed[1]["p50_ms"] / floor,
+        "p50_ms": alone["p50_ms"],
+        "latency_ratio": alone["p50_ms"] / floor,
         "open_p99_ms": one["open"]["p99_ms"],
         "open_ratio": one["open"]["p99_ms"] / floor,
         "crowd_ratio": closed[512]["per_second"] / closed[FULL]["per_second"],
-        "large_cpu_ms": large["cpu_ms"],
+        "large_cpu_ms": limit["preprocessing"][-1]["cpu_ms"],
         "large_per_second": one["large"][8]["per_second"],
         "failed": sum(load["failed"] for load in loads_of(one)),
         "others": max(load["others"] for load in loads_of(one)),
@@ -123,14 +134,12 @@ def round_ratios(one, best):
     }
 
 
+def mean_of(costs, key):
+    return sum(cost[key] for cost in costs) / len(costs)
+
+
 def loads_of(one):
     return [*one["closed"].values(), one["open"], *one["large"].values()]
-
-
-def weighted(costs, load, key):
-    """The mean cost of the photos, each as often as it was sent."""
-    counts = [count for _, count in load["by_photo"]]
-    return sum(cost[key] * count for cost, count in zip(costs, counts)) / sum(counts)
 
 
 def served(limit):
@@ -140,17 +149,9 @@ def served(limit):
     return [cost for cost in limit["inference"] if (cost["provider"], cost["precision"]) == arithmetic]
 
 
-def best_batch(limits):
-    """Where most images a second are run, by the medians of all rounds: the best of one round was lucky too."""
-    rates = defaultdict(list)
-    for limit in limits:
-        for cost in served(limit):
-            rates[point(cost)].append(cost["per_second"])
-    return max(rates, key=lambda key: median(rates[key]))
-
-
-def point(cost):
-    return cost["instances"], cost["threads"], cost["batch_size"]
+def best_batch(limit):
+    """Where most images a second are run."""
+    return max(served(limit), key=lambda cost: cost["per_second"])
 
 
 def single(limit):

@@ -65,10 +65,15 @@ def installed_oha():
 
 def ocelli_bench(models_dir, cache_dir, model, photos, *options):
     """What preprocessing and inference cost in the server's own code: the report of `ocelli bench`."""
-    settings = ["--models-dir", models_dir, "--cache-dir", cache_dir]
-    command = [BINARY, "bench", *settings, "--model", model, *options, *photos]
+    command = bench_command(models_dir, cache_dir, model, photos, *options)
     output = run(command, cwd=ROOT, stdout=subprocess.PIPE).stdout
     return json.loads(output)["report"]
+
+
+def bench_command(models_dir, cache_dir, model, photos, *options):
+    """The command whose report that is."""
+    settings = ["--models-dir", models_dir, "--cache-dir", cache_dir]
+    return [str(part) for part in (BINARY, "bench", *settings, "--model", model, *options, *photos)]
 
 
 def median(values):

@@ -30,6 +30,24 @@ pub(super) fn command() -> Command {
                 .value_parser(clap::value_parser!(u16).range(1..=1024)),
         )
         .arg(
+            Arg::new("batch-size")
+                .long("batch-size")
+                .value_name("N")
+                .action(ArgAction::Append)
+                .value_parser(clap::value_parser!(u16).range(1..=1024))
+                .help("Measures this batch size alone; repeatable."),
+        )
+        .arg(
+            arg("rounds", "N", "1", "Measures everything so many times, in turns, and tells means.")
+                .value_parser(clap::value_parser!(u16).range(1..)),
+        )
+        .arg(
+            Arg::new("with-preprocessing")
+                .long("with-preprocessing")
+                .action(ArgAction::SetTrue)
+                .help("Measures throughput while as many images are preprocessed, too."),
+        )
+        .arg(
             Arg::new("way")
                 .long("way")
                 .value_name("PROVIDER,PRECISION,INSTANCES,THREADS")
@@ -81,6 +99,14 @@ fn request(matches: &ArgMatches) -> Result<BenchRequest, Failure> {
     Ok(BenchRequest {
         images: files.map(read).collect::<Result<_, String>>()?,
         ways,
+        batch_sizes: matches
+            .get_many::<u16>("batch-size")
+            .into_iter()
+            .flatten()
+            .map(|&size| usize::from(size))
+            .collect(),
+        with_preparation: matches.get_flag("with-preprocessing"),
+        rounds: matches.get_one::<u16>("rounds").copied().map_or(1, usize::from),
         max_batch_size: matches.get_one::<u16>("largest-batch").copied().map_or(1, usize::from),
         time: matches.get_one("seconds").copied().map_or(Duration::ZERO, Duration::from_secs_f64),
     })

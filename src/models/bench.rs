@@ -1,5 +1,7 @@
 //! What preprocessing and inference cost by themselves, measured through the code that serves: for `ocelli bench`.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::str::FromStr;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::image_encoder::{ImageBinding, ImageEncoder};
-use super::opener::{BatchSizes, GraphModel, Plan, Use, providers};
+use super::opener::{BatchSizes, GraphModel, Plan, Use, Warmed, providers};
 use super::timing::{batch_sizes, median, runs_per_second, timed_runs, timed_with_preparation};
 use super::tuning::{Latitude, choose};
 use super::{GraphInfo, LoadError, LoadedModel, PredictError};
@@ -30,8 +32,14 @@ pub struct BenchRequest {
     pub ways: Ways,
     /// Batches are the powers of two up to this.
     pub max_batch_size: usize,
-    /// For each figure.
+    /// Or these, if there are any.
+    pub batch_sizes: Vec<usize>,
+    /// Is throughput measured with images being decoded and preprocessed too?
+    pub with_preparation: bool,
+    /// For each figure, in each round.
     pub time: Duration,
+    /// Everything is measured so often, in turns, and means are told: a machine may be slow for seconds, and should be so for all.
+    pub rounds: usize,
 }
 
 /// Which ways to run the image's graph are measured.
@@ -90,11 +98,11 @@ pub struct Choice {
 }
 
 /// What decoding and preprocessing an image costs.
-#[derive(Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct PreprocessingCost {
     /// Bytes of the encoded image.
     pub bytes: usize,
-    /// Median time on one thread, while the other cores have nothing to do, in milliseconds.
+    /// Median time on one thread, while the other cores have nothing to do, in milliseconds; of several rounds the mean, as of all.
     pub wall_ms: f64,
     /// CPU time of the same, in milliseconds.
     pub cpu_ms: f64,
@@ -103,7 +111,7 @@ pub struct PreprocessingCost {
 }
 
 /// What a batch costs, all sessions running such batches at once.
-#[derive(Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct InferenceCost {
     /// How the graph was run.
     #[serde(flatten)]
@@ -114,13 +122,13 @@ pub struct InferenceCost {
     pub runs: usize,
     /// CPU time of the process per image, in milliseconds.
     pub cpu_ms: f64,
-    /// Median time of a run, in milliseconds.
+    /// Median time of a run, in milliseconds; of several rounds the mean.
     pub run_ms: f64,
     /// The shortest run, in milliseconds.
     pub fastest_ms: f64,
     /// Images per second of all sessions together.
     pub per_second: f64,
-    /// The same while as many images are being decoded and preprocessed; not measured of what the server runs.
+    /// The same while as many images are being decoded and preprocessed, if that was asked for.
     pub served_per_second: Option<f64>,
 }
 
@@ -168,24 +176,48 @@ impl Way {
 }
 
 impl LoadedModel {
-    /// Measures preprocessing and the image's graph, one after the other, while nothing else runs. Blocks.
+    /// Measures preprocessing and the image's graph, one figure after the other, while nothing else runs. Blocks.
     ///
     /// # Errors
     /// An image that cannot be decoded. A way that cannot be run is noted in the report instead.
     pub fn bench(&self, request: &BenchRequest) -> Result<BenchReport, PredictError> {
         let encoder = self.image_encoder();
         let engine = &encoder.engine;
-        let cost = |image: &Bytes| preprocessing_cost(encoder, image, request.time);
-        let preprocessing = request.images.iter().map(cost).collect::<Result<_, _>>()?;
         let prepare = |image: &Bytes| encoder.prepare(image);
         let images: Vec<PreparedImage> = request.images.iter().map(prepare).collect::<Result<_, _>>()?;
+        let ways = ways(encoder, &request.ways);
+        // What takes turns with each other is in memory at once, so not all there can be.
+        let together = if matches!(request.ways, Ways::All) { 1 } else { ways.len().max(1) };
+        let mut preprocessing = vec![Vec::new(); images.len()];
         let (mut inference, mut failures) = (Vec::new(), Vec::new());
-        for way in ways(encoder, &request.ways) {
-            match inference_costs(encoder, way, &images, request) {
-                Ok(costs) => inference.extend(costs),
-                Err(error) => failures.push(Failure { way, reason: error.to_string() }),
+        for (index, ways) in ways.chunks(together).enumerate() {
+            let mut points: Vec<Point> = Vec::new();
+            for &way in ways {
+                match Point::all_of(encoder, way, request) {
+                    Ok(opened) => points.extend(opened),
+                    Err(error) => failures.push(Failure { way, reason: error.to_string() }),
+                }
+            }
+            tracing::info!(points = points.len(), rounds = request.rounds, "measuring");
+            for _ in 0..request.rounds {
+                if index == 0 {
+                    for (image, costs) in request.images.iter().zip(&mut preprocessing) {
+                        costs.push(preprocessing_cost(encoder, image, request)?);
+                    }
+                }
+                for point in &mut points {
+                    point.measure(encoder, &images, request);
+                }
+            }
+            for Point { way, costs, .. } in points {
+                match costs {
+                    Ok(costs) => inference.extend(InferenceCost::mean(&costs)),
+                    Err(_) if failures.iter().any(|failure: &Failure| failure.way == way) => {}
+                    Err(error) => failures.push(Failure { way, reason: error.to_string() }),
+                }
             }
         }
+        let preprocessing = preprocessing.iter().map(|costs| PreprocessingCost::mean(costs)).collect();
         let graph = engine.info();
         let latitude = engine.opener.latitude(&engine.settings);
         let choices = choices(&graph, latitude);
@@ -253,14 +285,18 @@ fn splits(cores: usize) -> Vec<(usize, usize)> {
     pairs.filter(|(instances, threads)| instances * threads <= cores * 2).collect()
 }
 
-fn preprocessing_cost(encoder: &ImageEncoder, image: &[u8], time: Duration) -> Result<PreprocessingCost, PredictError> {
-    let (mut alone, cpu_alone) = prepare_repeatedly(encoder, image, time)?;
+fn preprocessing_cost(
+    encoder: &ImageEncoder,
+    image: &[u8],
+    request: &BenchRequest,
+) -> Result<PreprocessingCost, PredictError> {
+    let (mut alone, cpu_alone) = prepare_repeatedly(encoder, image, request)?;
     let cores = usable_cores();
     let start = Barrier::new(cores);
     let together: Vec<_> = std::thread::scope(|scope| {
         let work = || {
             start.wait();
-            prepare_repeatedly(encoder, image, time)
+            prepare_repeatedly(encoder, image, request)
         };
         let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
         // A thread that panicked has no figures to give.
@@ -280,13 +316,13 @@ fn preprocessing_cost(encoder: &ImageEncoder, image: &[u8], time: Duration) -> R
 fn prepare_repeatedly(
     encoder: &ImageEncoder,
     image: &[u8],
-    time: Duration,
+    request: &BenchRequest,
 ) -> Result<(Vec<Duration>, Duration), PredictError> {
     // The first run pays for what all others find: pages, caches.
     encoder.prepare(image)?;
     let (begin, cpu) = (Instant::now(), cpu_time(ClockId::ThreadCPUTime));
     let mut runs = Vec::new();
-    while runs.len() < LEAST_RUNS || begin.elapsed() < time {
+    while runs.len() < request.least_runs() || begin.elapsed() < request.time {
         let one = Instant::now();
         encoder.prepare(image)?;
         runs.push(one.elapsed());
@@ -294,57 +330,128 @@ fn prepare_repeatedly(
     Ok((runs, cpu_time(ClockId::ThreadCPUTime).saturating_sub(cpu)))
 }
 
-fn inference_costs(
+impl BenchRequest {
+    /// In each round.
+    fn least_runs(&self) -> usize {
+        LEAST_RUNS.div_ceil(self.rounds.max(1))
+    }
+}
+
+impl PreprocessingCost {
+    fn mean(costs: &[Self]) -> Self {
+        let mean = |of: fn(&Self) -> f64| mean(costs.iter().map(of));
+        Self {
+            bytes: costs.first().map_or(0, |cost| cost.bytes),
+            wall_ms: mean(|cost| cost.wall_ms),
+            cpu_ms: mean(|cost| cost.cpu_ms),
+            cpu_ms_all_cores: mean(|cost| cost.cpu_ms_all_cores),
+        }
+    }
+}
+
+impl InferenceCost {
+    /// `None` of none.
+    fn mean(costs: &[Self]) -> Option<Self> {
+        let first = costs.first()?;
+        let mean = |of: fn(&Self) -> f64| mean(costs.iter().map(of));
+        Some(Self {
+            way: first.way,
+            batch_size: first.batch_size,
+            runs: costs.iter().map(|cost| cost.runs).sum(),
+            cpu_ms: mean(|cost| cost.cpu_ms),
+            run_ms: mean(|cost| cost.run_ms),
+            fastest_ms: costs.iter().map(|cost| cost.fastest_ms).fold(f64::INFINITY, f64::min),
+            per_second: mean(|cost| cost.per_second),
+            served_per_second: first.served_per_second.map(|_| mean(|cost| cost.served_per_second.unwrap_or_default())),
+        })
+    }
+}
+
+/// 0 of none.
+fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let count = values.len().max(1) as f64;
+    values.sum::<f64>() / count
+}
+
+/// A way to run the graph and a batch size, with what was measured of it in each round.
+struct Point {
+    way: Way,
+    batch_size: usize,
+    /// The way's, which its points share.
+    sessions: Rc<RefCell<Vec<Warmed<ImageBinding>>>>,
+    costs: Result<Vec<InferenceCost>, LoadError>,
+}
+
+impl Point {
+    /// Opens the sessions of `way`.
+    fn all_of(encoder: &ImageEncoder, way: Way, request: &BenchRequest) -> Result<Vec<Self>, LoadError> {
+        let plan = way.plan(request.max_batch_size);
+        let sizes = BatchSizes::First(1);
+        let sessions = encoder.engine.opener.open(&plan, &Use { sizes, ..Use::of(&plan, Role::Any) })?;
+        let wanted = if request.batch_sizes.is_empty() {
+            batch_sizes(request.max_batch_size)
+        } else {
+            request.batch_sizes.clone()
+        };
+        let sizes = sessions.first().map(|session| session.model.batch_sizes(wanted)).unwrap_or_default();
+        let sessions = Rc::new(RefCell::new(sessions));
+        let point = |batch_size| Self { way, batch_size, sessions: Rc::clone(&sessions), costs: Ok(Vec::new()) };
+        Ok(sizes.into_iter().map(point).collect())
+    }
+
+    fn measure(&mut self, encoder: &ImageEncoder, images: &[PreparedImage], request: &BenchRequest) {
+        let Ok(costs) = &mut self.costs else { return };
+        match inference_cost(encoder, self.way, self.batch_size, &mut self.sessions.borrow_mut(), images, request) {
+            Ok(cost) => costs.push(cost),
+            Err(error) => self.costs = Err(error),
+        }
+    }
+}
+
+fn inference_cost(
     encoder: &ImageEncoder,
     way: Way,
+    batch_size: usize,
+    sessions: &mut [Warmed<ImageBinding>],
     images: &[PreparedImage],
     request: &BenchRequest,
-) -> Result<Vec<InferenceCost>, LoadError> {
-    let plan = way.plan(request.max_batch_size);
-    let mut sessions =
-        encoder.engine.opener.open(&plan, &Use { sizes: BatchSizes::First(1), ..Use::of(&plan, Role::Any) })?;
-    let wanted = batch_sizes(request.max_batch_size);
-    let sizes = sessions.first().map(|session| session.model.batch_sizes(wanted)).unwrap_or_default();
-    let turn = AtomicUsize::new(0);
-    let prepare = || {
-        let turn = turn.fetch_add(1, Ordering::Relaxed);
-        // It has been prepared before, so it can be.
-        drop(encoder.prepare(&request.images[turn % request.images.len()]));
-    };
-    let cost = |batch_size| {
-        let batch: Vec<PreparedImage> = images.iter().cycle().take(batch_size).cloned().collect();
-        let run = |model: &mut GraphModel<ImageBinding>| model.run(&batch).map(drop).map_err(LoadError::System);
-        // The first of a size is slow.
-        timed_runs(&mut sessions, Duration::ZERO, 1, run)?;
-        let cpu = cpu_time(ClockId::ProcessCPUTime);
-        let timed = timed_runs(&mut sessions, request.time, LEAST_RUNS, run)?;
-        let cpu = cpu_time(ClockId::ProcessCPUTime).saturating_sub(cpu);
-        let measured = runs_per_second(&timed) * batch_size as f64;
-        let served_per_second = match request.ways {
-            Ways::Served => None,
-            Ways::All | Ways::These(_) => {
-                let (time, least) = (request.time, LEAST_RUNS);
-                let timed = timed_with_preparation(&mut sessions, time, least, batch_size, &prepare, run)?;
-                Some(runs_per_second(&timed) * batch_size as f64)
-            }
+) -> Result<InferenceCost, LoadError> {
+    let (time, least) = (request.time, request.least_runs());
+    let batch: Vec<PreparedImage> = images.iter().cycle().take(batch_size).cloned().collect();
+    let run = |model: &mut GraphModel<ImageBinding>| model.run(&batch).map(drop).map_err(LoadError::System);
+    // The first of a size is slow.
+    timed_runs(sessions, Duration::ZERO, 1, run)?;
+    let cpu = cpu_time(ClockId::ProcessCPUTime);
+    let timed = timed_runs(sessions, time, least, run)?;
+    let cpu = cpu_time(ClockId::ProcessCPUTime).saturating_sub(cpu);
+    let measured = runs_per_second(&timed) * batch_size as f64;
+    let served_per_second = if request.with_preparation {
+        let turn = AtomicUsize::new(0);
+        let prepare = || {
+            let turn = turn.fetch_add(1, Ordering::Relaxed);
+            // It has been prepared before, so it can be.
+            drop(encoder.prepare(&request.images[turn % request.images.len()]));
         };
-        let mut runs: Vec<Duration> = timed.into_iter().flat_map(|session| session.runs).collect();
-        let fastest = runs.iter().min().copied().unwrap_or_default();
-        let cpu_ms = ms(cpu) / (runs.len() * batch_size) as f64;
-        // Where sessions are more than the cores, a few long runs that end beside fewer others look faster than the cores are.
-        let possible = if way.provider.is_on_cpu() { usable_cores() as f64 * 1e3 / cpu_ms } else { f64::INFINITY };
-        Ok(InferenceCost {
-            way,
-            batch_size,
-            runs: runs.len(),
-            cpu_ms,
-            run_ms: ms(median(&mut runs)),
-            fastest_ms: ms(fastest),
-            per_second: measured.min(possible),
-            served_per_second,
-        })
+        let timed = timed_with_preparation(sessions, time, least, batch_size, &prepare, run)?;
+        Some(runs_per_second(&timed) * batch_size as f64)
+    } else {
+        None
     };
-    sizes.into_iter().map(cost).collect()
+    let mut runs: Vec<Duration> = timed.into_iter().flat_map(|session| session.runs).collect();
+    let fastest = runs.iter().min().copied().unwrap_or_default();
+    let cpu_ms = ms(cpu) / (runs.len() * batch_size) as f64;
+    // Where sessions are more than the cores, a few long runs that end beside fewer others look faster than the cores are.
+    let possible = if way.provider.is_on_cpu() { usable_cores() as f64 * 1e3 / cpu_ms } else { f64::INFINITY };
+    Ok(InferenceCost {
+        way,
+        batch_size,
+        runs: runs.len(),
+        cpu_ms,
+        run_ms: ms(median(&mut runs)),
+        fastest_ms: ms(fastest),
+        per_second: measured.min(possible),
+        served_per_second,
+    })
 }
 
 /// CPU time used so far.

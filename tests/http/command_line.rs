@@ -78,10 +78,13 @@ fn bench_prints_what_preprocessing_and_inference_cost() {
     let whole = costs.iter().filter(|cost| cost["instances"] == 1 && cost["threads"] == report["cores"]);
     assert_eq!(whole.map(|cost| cost["batch_size"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3]);
 
-    let answer = bench(&["--way", "cpu,f32,2,1", "--way", "cpu,bf16,1,1"]);
+    let in_turns = ["--rounds", "2", "--batch-size", "2", "--with-preprocessing"];
+    let answer = bench(&[&["--way", "cpu,f32,2,1", "--way", "cpu,bf16,1,1"], &in_turns[..]].concat());
     assert_eq!(answer["model"], "tiny-classifier", "the default classifier");
     let report = &answer["report"];
-    assert!(report["inference"].as_array().unwrap().iter().all(|cost| cost["instances"] == 2), "{report}");
+    let [cost] = &report["inference"].as_array().unwrap()[..] else { panic!("{report}") };
+    assert_eq!((&cost["instances"], &cost["batch_size"]), (&2.into(), &2.into()));
+    assert!(positive(&cost["served_per_second"]) && cost["runs"].as_u64() >= Some(2 * 2 * 3), "{cost}");
     let failure = &report["failures"][0];
     assert_eq!(failure["precision"], "bf16");
     assert!(failure["reason"].as_str().unwrap().contains("the cpu provider computes in f32"), "{failure}");

@@ -1,0 +1,103 @@
+"""A load over HTTP and the same work without HTTP, in turns of a fraction of a second: what slows the machine slows both alike.
+
+Both go on all the time, but for signals that stop one while the other has its turn.
+"""
+
+import json
+import signal
+import subprocess
+import time
+
+from load import read_answers, start
+from tools import BenchError, median
+
+TURN = 0.25
+# Connections open, batches fill.
+WARM_UP = 1.5
+# The load ends when the bench does, which is sooner.
+LONG = ["-z", "3600s"]
+
+
+def load_and_bench(server, path, photos, connections, command):
+    """Loads the server for as long as `command`, an `ocelli bench`, measures. The photos share the connections; where there are
+    fewer of these, they have one at a time, turn by turn. Returns the load's figures and the bench's report.
+    """
+    bench = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    generators = []
+    try:
+        await_measuring(bench)
+        bench.send_signal(signal.SIGSTOP)
+        for photo in photos:
+            begin = time.monotonic()
+            generators.append((start(server.url(path), photo, max(1, connections // len(photos)), LONG), begin))
+        time.sleep(WARM_UP)
+        processes = [process for process, _ in generators]
+        cpu = server.cpu_seconds()
+        turns = take_turns(server.process, bench, processes, together=connections >= len(photos))
+        cpu = server.cpu_seconds() - cpu
+        report = json.loads(bench.communicate()[0])["report"]
+        answers = [stop(process, begin) for process, begin in generators]
+    finally:
+        send([server.process], signal.SIGCONT)
+        for process in (bench, *(process for process, _ in generators)):
+            process.kill()
+            process.wait()
+    return figures(turns, answers, cpu), report
+
+
+def await_measuring(bench):
+    """Until the bench has opened its sessions. What it says after that is little enough for a pipe to hold."""
+    for line in bench.stderr:
+        if "measuring" in line:
+            return
+    raise BenchError("`ocelli bench` ended before it measured anything")
+
+
+def take_turns(server, bench, generators, together):
+    """Until the bench has ended. Returns (begin, end, generators that ran) of each turn of the load."""
+    turns = []
+    send(generators, signal.SIGSTOP)
+    while bench.poll() is None:
+        running = generators if together else [generators[len(turns) % len(generators)]]
+        begin = time.monotonic()
+        send([server, *running], signal.SIGCONT)
+        time.sleep(TURN)
+        send([*running, server], signal.SIGSTOP)
+        turns.append((begin, time.monotonic(), [generators.index(one) for one in running]))
+        send([bench], signal.SIGCONT)
+        try:
+            bench.wait(TURN)
+        except subprocess.TimeoutExpired:
+            send([bench], signal.SIGSTOP)
+    send([server, *generators], signal.SIGCONT)
+    return turns
+
+
+def send(processes, number):
+    for process in processes:
+        process.send_signal(number)
+
+
+def stop(process, begin):
+    """Ends a generator. Returns (start, end, status) of each of its answers, by this program's clock."""
+    process.send_signal(signal.SIGINT)
+    return [(begin + at, begin + at + took / 1e3, status) for at, took, status in read_answers(process)]
+
+
+def figures(turns, answers, cpu):
+    """Good answers a second of all turns; of those that came in the turn in which they were asked for, the mean of the turns' medians."""
+    count, medians = 0, []
+    for begin, end, running in turns:
+        rows = [row for index in running for row in answers[index] if begin <= row[1] <= end]
+        count += sum(status == 200 for *_, status in rows)
+        durations = [(done - at) * 1e3 for at, done, _ in rows if at >= begin]
+        if durations:
+            medians.append(median(durations))
+    if not count:
+        raise BenchError("the load generator got no answer in any turn; lengthen the loads with --seconds")
+    return {
+        "per_second": count / sum(end - begin for begin, end, _ in turns),
+        "p50_ms": sum(medians) / len(medians) if medians else float("nan"),
+        "cpu_ms": cpu * 1e3 / count,
+        "turns": len(turns),
+    }

@@ -118,6 +118,7 @@ def round_ratios(limit, one):
         "limit": possible,
         "throughput": full["per_second"],
         "throughput_ratio": full["per_second"] / possible,
+        "left_ratio": full["per_second"] / (possible - full["per_second"] * closed[FULL]["generator_cpu_ms"] / cost),
         "overhead_cpu_ms": closed[FULL]["other_cpu_ms"],
         "beyond_cpu_ms": full["cpu_ms"] - cost,
         "floor_ms": floor,

@@ -35,14 +35,16 @@ def load_and_bench(server, path, photos, connections, command):
         cpu = server.cpu_seconds()
         turns = take_turns(server.process, bench, processes, together=connections >= len(photos))
         cpu = server.cpu_seconds() - cpu
-        report = json.loads(bench.communicate()[0])["report"]
+        output, _ = bench.communicate()
+        if bench.returncode != 0:
+            raise BenchError(f"`{' '.join(command)}` failed with {bench.returncode}")
         answers = [stop(process, begin) for process, begin in generators]
     finally:
         send([server.process], signal.SIGCONT)
         for process in (bench, *(process for process, _ in generators)):
             process.kill()
             process.wait()
-    return figures(turns, answers, cpu), report
+    return figures(turns, answers, cpu), json.loads(output)["report"]
 
 
 def await_measuring(bench):

@@ -34,8 +34,8 @@ EXPLANATION = """
   quarter of a second, in which the other is stopped, so that a machine that is slow for a moment is so for both; the same
   goes for one connection and what it is compared with. Preprocessing counts as it is with all cores busy, since a server
   at its limit has no idle ones.
-- **best batch**: the most images/s among all batch sizes, in one session of all cores, in a session a core, and as the
-  server runs.
+- **best batch**: of the three sizes at which one session of all cores, a session a core, or the sessions that serve did
+  most images/s, the one that took least CPU time in turns with the load.
 - **threads that neither preprocess nor infer** handle HTTP and JSON: their CPU time is told by the system, thread by thread.
   Those that put batches together (which includes normalising) and take part in their runs count as inference, as they do in
   the limit. The difference in the row below also has in it what preprocessing and inference lose to each other's caches

@@ -3,10 +3,8 @@
 import shutil
 
 from report import machine_table, table
-from suite import FIGURE_SHARE
-from tools import WORK, link_models, ocelli_bench, say
+from tools import WAY, WORK, figure_options, link_models, ocelli_bench, point_options, say, way_of
 
-WAY = ("provider", "precision", "instances", "threads")
 # How often the choice and the best are measured against each other, in turns.
 DUEL_ROUNDS = 20
 # Twice what the server takes at most by default.
@@ -45,11 +43,10 @@ def measure_model(options, name, photos):
     folder = WORK / "grid" / name
     shutil.rmtree(folder, ignore_errors=True)
     models_dir = link_models(folder / "models", [(name, options.models_dir / name)])
-    seconds = max(0.05, options.seconds * FIGURE_SHARE)
 
     def bench(*ways):
         largest = min(options.largest_batch, LARGEST_BATCH)
-        fixed = ["--seconds", seconds, "--largest-batch", largest, "--with-preprocessing"]
+        fixed = [*figure_options(options), "--largest-batch", largest, "--with-preprocessing"]
         return ocelli_bench(models_dir, folder / "cache", name, photos, *fixed, *ways)
 
     say(f"{name}: every way …")
@@ -60,7 +57,7 @@ def measure_model(options, name, photos):
 
 def by_point(report):
     """The report's costs, by way and batch size."""
-    return {(tuple(cost[key] for key in WAY), cost["batch_size"]): cost for cost in report["inference"]}
+    return {(way_of(cost), cost["batch_size"]): cost for cost in report["inference"]}
 
 
 def summarise(name, report, bench):
@@ -72,7 +69,7 @@ def summarise(name, report, bench):
     within = {way for way, time in singles.items() if time <= longest}
     misses = []
     for choice in report["choices"]:
-        chosen = tuple(choice[key] for key in WAY)
+        chosen = way_of(choice)
         if choice["objective"] == "throughput":
             rates = {key: cost["served_per_second"] for key, cost in allowed.items()}
             best = max((key for key in rates if key[0] in within), key=rates.get)
@@ -103,11 +100,8 @@ def duel(bench, mine, best, key):
     """The choice's figure ÷ the best one's, both measured again in turns: the best of many was lucky too."""
     if mine == best:
         return 1.0
-    ways = dict.fromkeys([mine[0], best[0]])
-    sizes = dict.fromkeys([mine[1], best[1]])
-    options = [part for way in ways for part in ("--way", ",".join(map(str, way)))]
-    options += [part for size in sizes for part in ("--batch-size", size)]
-    points = by_point(bench(*options, "--rounds", DUEL_ROUNDS))
+    ways, sizes = zip(mine, best)
+    points = by_point(bench(*point_options(ways, sizes), "--rounds", DUEL_ROUNDS))
     return points[mine][key] / points[best][key]
 
 

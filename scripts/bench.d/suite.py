@@ -4,7 +4,18 @@ import shutil
 
 from load import closed_loop, open_loop
 from server import Server, question
-from tools import WORK, BenchError, bench_command, link_models, median, ocelli_bench, say
+from tools import (
+    WORK,
+    BenchError,
+    bench_command,
+    figure_options,
+    link_models,
+    median,
+    ocelli_bench,
+    point_options,
+    say,
+    way_of,
+)
 from turns import load_and_bench
 
 # Between these, throughput is compared with the limit; after it, memory is read.
@@ -13,8 +24,6 @@ CONNECTIONS = (FULL, 1, 8, 128, 512)
 OPEN_LOOP_SHARE = 0.7
 LARGE_CONNECTIONS = (1, 8)
 PLAN = ("provider", "precision", "instances", "threads", "solo_threads", "batch_sizes_warmed")
-# Of the length of a load, for a figure without HTTP.
-FIGURE_SHARE = 0.1
 # So many batch sizes come into question for the limit.
 BEST_BATCHES = 3
 # So often each figure is measured in turns with a load.
@@ -44,27 +53,22 @@ def measure_model(options, name, usual, large):
         # Before anything else of the server's is measured.
         result["peak_mb"] = server.peak_mb()
         say(f"{name}: the limit …")
-        figure = ["--seconds", max(0.05, options.seconds * FIGURE_SHARE)]
-        every_batch = [*figure, "--rounds", options.rounds, "--largest-batch", options.largest_batch]
+        every_batch = [*figure_options(options), "--rounds", options.rounds, "--largest-batch", options.largest_batch]
         limit = result["limit"] = ocelli_bench(models_dir, cache, name, [*usual, large], *every_batch)
         check_plan(server, limit["graph"])
+
+        def in_turns(connections, costs):
+            points = point_options(map(way_of, costs), (cost["batch_size"] for cost in costs))
+            # It logs when it begins to measure.
+            fixed = [*figure_options(options), "--rounds", TURNS_ROUNDS, "--log-level", "ocelli=info"]
+            command = bench_command(models_dir, cache, name, usual, *fixed, *points)
+            return load_and_bench(server, path, usual, connections, command)
+
         for number in range(1, options.rounds + 1):
             say(f"{name}: round {number} of {options.rounds} …")
-
-            def in_turns(connections, costs):
-                options_of = [*figure, "--rounds", TURNS_ROUNDS, *point_options(costs)]
-                command = bench_command(models_dir, cache, name, usual, "--log-level", "ocelli=info", *options_of)
-                return load_and_bench(server, path, usual, connections, command)
-
             turns = {FULL: in_turns(FULL, best_batches(limit)), 1: in_turns(1, [single(limit)])}
             result["rounds"].append({"turns": turns, **measure_loads(options, server, path, usual, large)})
     return result
-
-
-def point_options(costs):
-    way = ",".join(str(costs[0][key]) for key in ("provider", "precision", "instances", "threads"))
-    sizes = [cost["batch_size"] for cost in costs]
-    return ["--way", way, "--largest-batch", max(sizes), *(part for size in sizes for part in ("--batch-size", size))]
 
 
 def check_plan(server, graph):
@@ -157,11 +161,7 @@ def served(limit):
 def best_batches(limit):
     """Where most images a second are run, and at which other sizes: what was best once was lucky too."""
     ranking = sorted(served(limit), key=lambda cost: -cost["per_second"])
-    return [cost for cost in ranking if way(cost) == way(ranking[0])][:BEST_BATCHES]
-
-
-def way(cost):
-    return cost["instances"], cost["threads"]
+    return [cost for cost in ranking if way_of(cost) == way_of(ranking[0])][:BEST_BATCHES]
 
 
 def single(limit):

@@ -15,6 +15,8 @@ BINARY = ROOT / "target" / "release" / "ocelli"
 OHA_VERSION = "1.16.0"
 OHA = SETUP / "oha" / "bin" / "oha"
 
+WAY = ("provider", "precision", "instances", "threads")
+
 # Folders are made as scripts/setup makes them. At the end, as it has a photos.py of its own.
 sys.path.append(str(ROOT / "scripts" / "setup.d"))
 
@@ -74,6 +76,22 @@ def bench_command(models_dir, cache_dir, model, photos, *options):
     """The command whose report that is."""
     settings = ["--models-dir", models_dir, "--cache-dir", cache_dir]
     return [str(part) for part in (BINARY, "bench", *settings, "--model", model, *options, *photos)]
+
+
+def way_of(cost):
+    """How a graph was run, as a value to compare by."""
+    return tuple(cost[key] for key in WAY)
+
+
+def point_options(ways, batch_sizes):
+    """Options of `ocelli bench` that measure these ways at these sizes alone."""
+    ways = [part for way in dict.fromkeys(ways) for part in ("--way", ",".join(map(str, way)))]
+    return [*ways, *(part for size in dict.fromkeys(batch_sizes) for part in ("--batch-size", size))]
+
+
+def figure_options(options):
+    """Options of `ocelli bench`: each of its figures takes a tenth of a load over HTTP."""
+    return ["--seconds", max(0.05, options.seconds * 0.1)]
 
 
 def median(values):

@@ -56,16 +56,17 @@ def await_measuring(bench):
 
 
 def take_turns(server, bench, generators, together):
-    """Until the bench has ended. Returns (begin, end, generators that ran) of each turn of the load."""
+    """Until the bench has ended. Returns (begin, end, numbers of the generators that ran) of each turn of the load."""
     turns = []
     send(generators, signal.SIGSTOP)
     while bench.poll() is None:
-        running = generators if together else [generators[len(turns) % len(generators)]]
+        running = range(len(generators)) if together else [len(turns) % len(generators)]
+        processes = [server, *(generators[index] for index in running)]
         begin = time.monotonic()
-        send([server, *running], signal.SIGCONT)
+        send(processes, signal.SIGCONT)
         time.sleep(TURN)
-        send([*running, server], signal.SIGSTOP)
-        turns.append((begin, time.monotonic(), [generators.index(one) for one in running]))
+        send(reversed(processes), signal.SIGSTOP)
+        turns.append((begin, time.monotonic(), running))
         send([bench], signal.SIGCONT)
         try:
             bench.wait(TURN)
@@ -101,5 +102,4 @@ def figures(turns, answers, cpu):
         "per_second": count / sum(end - begin for begin, end, _ in turns),
         "p50_ms": sum(medians) / len(medians) if medians else float("nan"),
         "cpu_ms": cpu * 1e3 / count,
-        "turns": len(turns),
     }

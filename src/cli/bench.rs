@@ -9,7 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{Failure, print};
 use crate::config::Config;
-use crate::models::{BenchReport, BenchRequest, Registry, Task, Way, Ways};
+use crate::models::{Batches, BenchReport, BenchRequest, Registry, Task, Way, Ways};
 use crate::server::load_context;
 use crate::telemetry::Metrics;
 
@@ -35,7 +35,7 @@ pub(super) fn command() -> Command {
                 .value_name("N")
                 .action(ArgAction::Append)
                 .value_parser(clap::value_parser!(u16).range(1..=1024))
-                .help("Measures this batch size alone; repeatable."),
+                .help("Measures this batch size instead of those; repeatable."),
         )
         .arg(
             arg("rounds", "N", "1", "Measures everything so many times, in turns, and tells means.")
@@ -96,18 +96,16 @@ fn request(matches: &ArgMatches) -> Result<BenchRequest, Failure> {
         None if matches.get_flag("all-ways") => Ways::All,
         None => Ways::Served,
     };
+    let batches = match matches.get_many::<u16>("batch-size") {
+        Some(sizes) => Batches::These(sizes.copied().map(usize::from).collect()),
+        None => Batches::UpTo(matches.get_one::<u16>("largest-batch").copied().map_or(1, usize::from)),
+    };
     Ok(BenchRequest {
         images: files.map(read).collect::<Result<_, String>>()?,
         ways,
-        batch_sizes: matches
-            .get_many::<u16>("batch-size")
-            .into_iter()
-            .flatten()
-            .map(|&size| usize::from(size))
-            .collect(),
+        batches,
         with_preparation: matches.get_flag("with-preprocessing"),
         rounds: matches.get_one::<u16>("rounds").copied().map_or(1, usize::from),
-        max_batch_size: matches.get_one::<u16>("largest-batch").copied().map_or(1, usize::from),
         time: matches.get_one("seconds").copied().map_or(Duration::ZERO, Duration::from_secs_f64),
     })
 }

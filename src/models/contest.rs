@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::LoadError;
 use super::opener::{BatchSizes, Binding, GraphModel, Opener, Plan, Use, Warmed};
-use super::timing::{Preparation, TimedRuns, batch_sizes, median, runs_per_second, timed_runs, timed_with_preparation};
+use super::timing::{
+    Preparation, TimedRuns, batch_sizes, mean, median, runs_per_second, timed_runs, timed_with_preparation,
+};
 use super::tuning::{FEW, Speed, best_per_second, gains_end};
 use crate::batching::Role;
 use crate::runtime::{ExecutionProvider, Precision};
@@ -210,8 +212,8 @@ fn measure_in_turns<B: Binding>(
 /// By batch size, of those that have had a turn.
 fn speeds(sizes: &[(usize, Vec<Turn>)]) -> Vec<Speed> {
     let speed = |(batch_size, turns): &(usize, Vec<Turn>)| {
-        let per_second = turns.iter().map(|turn| turn.per_second).sum::<f64>() / turns.len() as f64;
-        let run_ms = turns.iter().map(|turn| turn.run.as_secs_f64()).sum::<f64>() * 1e3 / turns.len() as f64;
+        let per_second = mean(turns.iter().map(|turn| turn.per_second));
+        let run_ms = mean(turns.iter().map(|turn| turn.run.as_secs_f64() * 1e3));
         (!turns.is_empty()).then_some(Speed { batch_size: *batch_size, per_second, run_ms })
     };
     sizes.iter().filter_map(speed).collect()

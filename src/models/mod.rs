@@ -1,6 +1,7 @@
 //! A model folder becomes something that answers: graphs behind queues, and what a task computes around them.
 
 mod bench;
+mod bench_report;
 mod classifier;
 mod contest;
 mod engine;
@@ -25,7 +26,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use bench::{BenchReport, BenchRequest, Choice, Failure, InferenceCost, PreprocessingCost, Way, Ways};
+pub use bench_report::{
+    Batches, BenchReport, BenchRequest, Choice, Failure, InferenceCost, PreprocessingCost, Way, Ways,
+};
 pub use classifier::Classifier;
 pub use engine::GraphInfo;
 pub use entry::LoadedModel;

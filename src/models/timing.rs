@@ -18,6 +18,12 @@ pub(super) fn median(times: &mut [Duration]) -> Duration {
     times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
+/// Of the values given; 0 if there are none.
+pub(super) fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let count = values.len().max(1) as f64;
+    values.sum::<f64>() / count
+}
+
 /// Powers of two up to `max`, and `max` itself.
 pub(super) fn batch_sizes(max: usize) -> Vec<usize> {
     let powers = std::iter::successors(Some(1), |size| Some(size * 2)).take_while(|&size| size < max);

@@ -32,11 +32,11 @@ impl Clone for BatchMemory {
 
 impl BatchMemory {
     /// For the GPU `device_id`, on which `session` computes.
-    pub(super) fn pinned(session: &Session, device_id: u32) -> Result<Self, ort::Error> {
+    pub(super) fn pinned(session: &Session, device_id: u32) -> Self {
         let (device, id) = (AllocationDevice::CUDA_PINNED, i32::try_from(device_id).unwrap_or_default());
-        let memory = MemoryInfo::new(device, id, AllocatorType::Device, MemoryType::CPUInput)?;
-        let allocator = Allocator::new(session, memory)?;
-        Ok(Self { pinned: Some(Arc::new(Mutex::new(allocator))), batch: Batch::default() })
+        let memory = MemoryInfo::new(device, id, AllocatorType::Device, MemoryType::CPUInput);
+        let allocator = pinned_or_warn(memory.and_then(|memory| Allocator::new(session, memory)));
+        Self { pinned: allocator.map(|allocator| Arc::new(Mutex::new(allocator))), batch: Batch::default() }
     }
 
     /// Has a batch of the shape `[images, channels, height, width]` written, over what an earlier one left behind.
@@ -55,20 +55,22 @@ impl BatchMemory {
     }
 
     fn allocate(&self, shape: [usize; 4]) -> Batch {
-        let pinned = self.pinned.as_ref().map(|allocator| {
+        let pinned = self.pinned.as_ref().and_then(|allocator| {
             let allocator = allocator.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut tensor = Tensor::<f32>::new(&allocator, shape)?;
+            let mut tensor = pinned_or_warn(Tensor::<f32>::new(&allocator, shape))?;
             // SAFETY: the tensor has so many values of its own, which nobody has written yet; all bits 0 is 0.0.
             unsafe { tensor.data_ptr_mut().cast::<f32>().write_bytes(0, shape.iter().product()) };
-            Ok::<_, ort::Error>(Batch::Pinned(tensor, shape))
+            Some(Batch::Pinned(tensor, shape))
         });
-        match pinned {
-            Some(Ok(batch)) => return batch,
-            Some(Err(error)) => tracing::warn!(%error, "no pinned memory can be had; batches take longer to the GPU"),
-            None => {}
-        }
-        Batch::Pageable(Array4::zeros(shape))
+        pinned.unwrap_or_else(|| Batch::Pageable(Array4::zeros(shape)))
     }
+}
+
+/// What goes on without it goes on more slowly.
+fn pinned_or_warn<T>(outcome: Result<T, ort::Error>) -> Option<T> {
+    let warn =
+        |error: &ort::Error| tracing::warn!(%error, "no pinned memory can be had; batches take longer to the GPU");
+    outcome.inspect_err(warn).ok()
 }
 
 impl Default for Batch {

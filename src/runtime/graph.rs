@@ -145,14 +145,7 @@ impl Graph {
 
     /// Where batches for this graph are best put together.
     pub fn batch_memory(&self) -> BatchMemory {
-        let pinned = self.gpu.map(|device_id| self.session.batch_memory(device_id));
-        match pinned.transpose() {
-            Ok(memory) => memory.unwrap_or_default(),
-            Err(error) => {
-                tracing::warn!(%error, "no pinned memory can be had; batches take longer to the GPU");
-                BatchMemory::default()
-            }
-        }
+        self.gpu.map_or_else(BatchMemory::default, |device_id| self.session.batch_memory(device_id))
     }
 
     /// Runs a batch and returns the rows of the output called `output`, one for each item of the batch.

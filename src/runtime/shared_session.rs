@@ -24,7 +24,7 @@ impl SharedSession {
     }
 
     /// Memory that the GPU `device_id`, on which the session computes, reads by itself.
-    pub(super) fn batch_memory(&self, device_id: u32) -> Result<BatchMemory, ort::Error> {
+    pub(super) fn batch_memory(&self, device_id: u32) -> BatchMemory {
         BatchMemory::pinned(&self.0, device_id)
     }
 

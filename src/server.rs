@@ -13,7 +13,7 @@ use crate::config::{Config, ShutdownSettings};
 use crate::cpu_pool::CpuPool;
 use crate::models::{LoadContext, Registry};
 use crate::preprocess::{DecodeLimits, JPEG_DECODER};
-use crate::runtime::{Runtime, RuntimeError};
+use crate::runtime::{Runtime, RuntimeError, use_huge_pages};
 use crate::telemetry::{Metrics, SharedMetrics};
 
 /// How long the end waits for a measurement to notice it.
@@ -124,6 +124,9 @@ fn load_in_background(
         registry.load_all(&context)?;
         on_ready(&registry);
         registry.tune_all();
+        // Last, since tuning may open other sessions.
+        let megabytes = use_huge_pages() >> 20;
+        tracing::info!(megabytes, "memory is in huge pages");
         Ok(())
     })
 }

@@ -18,6 +18,7 @@ use super::{GraphInfo, LoadError, LoadedModel, PredictError};
 use crate::batching::{Model, Role};
 use crate::config::{Objective, usable_cores};
 use crate::preprocess::PreparedImage;
+use crate::runtime::use_huge_pages;
 
 impl LoadedModel {
     /// Measures preprocessing and the image's graph, one figure after the other, while nothing else runs. Blocks.
@@ -221,6 +222,8 @@ fn inference_cost(
     let run = |model: &mut GraphModel<ImageBinding>| model.run(&batch).map(drop).map_err(LoadError::System);
     // The first of a size is slow.
     timed_runs(sessions, Duration::ZERO, 1, run)?;
+    // As in the server.
+    use_huge_pages();
     let cpu = cpu_time(ClockId::ProcessCPUTime);
     let timed = timed_runs(sessions, time, least, run)?;
     let cpu = cpu_time(ClockId::ProcessCPUTime).saturating_sub(cpu);

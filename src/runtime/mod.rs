@@ -3,6 +3,7 @@
 mod assignment;
 mod batch_memory;
 mod graph;
+mod huge_pages;
 mod library;
 mod memory;
 mod onnx_file;
@@ -12,6 +13,7 @@ mod wide_pool;
 
 pub use batch_memory::BatchMemory;
 pub use graph::{Graph, Tensor, TensorSpec};
+pub use huge_pages::use_huge_pages;
 pub use library::Runtime;
 pub use memory::{give_back_freed_memory, set_up_allocator};
 pub use onnx_file::OnnxFile;

@@ -41,9 +41,11 @@ mod linux {
         let is_writable = fields.next()? == "rw-p";
         // Offset, device and inode come before the name.
         let name = fields.nth(3);
+        if !is_writable || name.is_some_and(|name| name != "[heap]") {
+            return None;
+        }
         let address = |text| usize::from_str_radix(text, 16).ok();
-        let is_allocated = is_writable && name.is_none_or(|name| name == "[heap]");
-        is_allocated.then(|| Some(address(start)?..address(end)?))?
+        Some(address(start)?..address(end)?)
     }
 
     /// The first addresses of the huge pages that fit in.

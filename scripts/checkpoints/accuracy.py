@@ -35,7 +35,7 @@ class Run:
     @property
     def settings(self) -> tuple:
         """All that `auto` would otherwise choose."""
-        return ("--device", self.device, "--precision", self.precision, "--instances", "1")
+        return ("--device", self.device, "--precision", self.precision, "--instances", "1", "--decode", "exact")
 
 
 RUNS = (Run("cpu", "f32"), Run("openvino", "f32"), Run("openvino", "bf16"))

@@ -30,7 +30,7 @@ QUICK = (
     "openai/clip-vit-base-patch32",
 )
 F32 = ("--device", "cpu", "--precision", "f32")
-BF16 = ("--device", "openvino", "--precision", "bf16")
+BF16 = ("--device", "openvino", "--precision", "bf16", "--decode", "exact")
 
 
 @dataclass

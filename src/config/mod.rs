@@ -65,8 +65,8 @@ pub struct ModelSettings {
     pub precision: Option<Precision>,
     /// Suffix of the graph's file, as in `model_fp16.onnx`; `None`: the plain graph, or what the precision asks for.
     pub variant: Option<String>,
-    /// How exactly large JPEGs are decoded.
-    pub decode: DecodeMode,
+    /// How exactly large JPEGs are decoded; `None`: see [`Self::decode_mode`].
+    pub decode: Option<DecodeMode>,
     /// When a batch is due.
     pub batch_policy: BatchPolicy,
     /// Most jobs that may wait.
@@ -253,9 +253,11 @@ impl ModelSettings {
                 }),
             }),
             variant: reader.optional("variant"),
-            decode: reader.parsed("decode", |text| {
-                let names = DecodeMode::ALL.map(DecodeMode::name).join(" or ");
-                DecodeMode::from_name(text).ok_or_else(|| format!("must be {names}"))
+            decode: reader.parsed("decode", |text| match text {
+                "auto" => Ok(None),
+                name => DecodeMode::from_name(name)
+                    .map(Some)
+                    .ok_or_else(|| format!("must be auto, {}", DecodeMode::ALL.map(DecodeMode::name).join(", "))),
             }),
             batch_policy: BatchPolicy {
                 max_batch_size: reader.at_least_one("max_batch_size"),
@@ -284,6 +286,13 @@ impl ModelSettings {
     pub fn leaves_open(&self) -> bool {
         let open = self.device.is_none() || self.precision.is_none() || self.instances.is_none();
         self.tuning.objective.is_some() && open
+    }
+
+    /// How exactly large JPEGs are decoded. Who asks for f32 wants the reference's answers; who leaves the precision open, or names a
+    /// lower one, allows more than what fast decoding changes.
+    pub fn decode_mode(&self) -> DecodeMode {
+        let is_reference = self.precision == Some(Precision::F32);
+        self.decode.unwrap_or(if is_reference { DecodeMode::Exact } else { DecodeMode::Fast })
     }
 
     /// Inference threads of each of `instances` sessions.

@@ -42,6 +42,16 @@ fn a_models_table_beats_the_top_level_for_that_model_alone() {
 }
 
 #[test]
+fn large_jpegs_are_decoded_fast_unless_the_reference_is_asked_for() {
+    let decode_mode = |file| check(&[], file).unwrap().model("any").decode_mode();
+    assert_eq!(decode_mode(""), DecodeMode::Fast);
+    assert_eq!(decode_mode("precision = 'bf16'"), DecodeMode::Fast);
+    assert_eq!(decode_mode("precision = 'f32'"), DecodeMode::Exact);
+    assert_eq!(decode_mode("precision = 'f32'\ndecode = 'fast'"), DecodeMode::Fast);
+    assert_eq!(decode_mode("decode = 'exact'"), DecodeMode::Exact);
+}
+
+#[test]
 fn every_mistake_is_reported_with_its_key() {
     let file = "listen = 'nowhere'\nmax_labels = 0\nspeed = 'fast'\nmax_images = [1]\n[models.vit]\ndevice = 'gpu'\ndecode = 'half'\nlisten = '1'";
     let mistakes = check(&["--precision", "f8"], file).unwrap_err();
@@ -52,7 +62,7 @@ fn every_mistake_is_reported_with_its_key() {
         "speed: there is no such key",
         "max_images: must be a text, a number or true or false, not a array",
         "models.vit.device: must be auto, cpu, openvino, cuda, tensorrt, not 'gpu'",
-        "models.vit.decode: must be exact or fast, not 'half'",
+        "models.vit.decode: must be auto, exact, fast, not 'half'",
         "models.vit.listen: 'listen' belongs at the file's top level",
         "precision: must be auto, f32, tf32, bf16, f16, not 'f8' (from --precision)",
     ] {

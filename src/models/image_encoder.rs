@@ -40,7 +40,7 @@ impl ImageEncoder {
             engine: Arc::new(Engine::start(context, source, &binding)?),
             processor: Arc::new(processor),
             decode_limits: context.decode_limits,
-            decode_mode: source.settings.decode,
+            decode_mode: source.settings.decode_mode(),
             metrics,
         })
     }

@@ -112,7 +112,7 @@ impl Description {
             architecture: folder.architecture.clone(),
             input_size: InputSize { height, width },
             image_processor: serde_json::to_value(&folder.processor).unwrap_or_default(),
-            jpeg: JpegDecoding { decoder: JPEG_DECODER.name, decode: settings.decode.in_effect() },
+            jpeg: JpegDecoding { decoder: JPEG_DECODER.name, decode: settings.decode_mode().in_effect() },
             labels: None,
             function_to_apply: FunctionToApply::Softmax,
             max_text_length: None,

@@ -29,11 +29,10 @@ pub struct DecodeLimits {
 }
 
 /// How exactly JPEGs are decoded that are much larger than what a model sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DecodeMode {
     /// In full, as the reference does.
-    #[default]
     Exact,
     /// At a fraction of their size, at least twice what they are resized to, where the decoder offers it.
     Fast,

@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 
 use ocelli::models::ModelState;
-use ocelli::preprocess::JPEG_DECODER;
+use ocelli::preprocess::{DecodeMode, JPEG_DECODER};
 use ocelli::runtime::{ExecutionProvider, Precision};
 use reqwest::blocking::multipart::{Form, Part};
 use serde_json::json;
@@ -185,6 +185,8 @@ fn auto_takes_a_provider_of_the_library_and_says_which() {
     let [(provider, precision)] = providers(&infos[0])[..] else { panic!("one graph") };
     assert_eq!(provider.refuses(precision), None);
     assert!(infos[0].graphs[0].provider_reason.starts_with("auto: "));
+    let jpeg = infos[0].description.as_ref().unwrap().jpeg;
+    assert_eq!(jpeg.decode, DecodeMode::Fast.in_effect(), "who does not ask for f32 does not ask for every pixel");
     server.assert_serves();
 }
 

@@ -30,6 +30,13 @@ const LAST_BATCH: Duration = Duration::from_secs(2);
 /// Most sessions that are tried on a GPU.
 const GPU_INSTANCES: usize = 4;
 
+/// Sessions at most, and images in a batch, that are likely to be found best, or nearly so.
+const LIKELY: (usize, usize) = (8, 4);
+
+/// Where 16-bit floating point is this near to another arithmetic with lone items, it is ahead with more of them, for which it has to
+/// fetch no more weights.
+const HALF_IS_NEAR: f64 = 0.9;
+
 /// What makes probabilities of a graph's answers to the probe's items.
 pub(super) type Probabilities<'a> = dyn Fn(&[Vec<f32>]) -> Vec<Vec<f32>> + 'a;
 
@@ -208,9 +215,40 @@ impl<B: Binding> Tuner<'_, B> {
         });
         match gone_over {
             // As a solo session it may go on.
-            Ok(sessions) if plan.max_batch_size == 1 => self.found.lone = Some((plan, sessions)),
+            Ok(sessions) if plan.max_batch_size == 1 => {
+                self.found.lone = Some((plan, sessions.clone()));
+                self.go_over_to_what_is_likely(plan, sessions);
+            }
             Ok(_) => {}
             Err(error) => self.warn(&error, "the fastest arithmetic does not work"),
+        }
+    }
+
+    /// Adds a session a core for batches to the `lone` one that serves, where tuning may find that: measuring takes a while, and the
+    /// longer the more comes meanwhile, of which lone items are the slowest way.
+    fn go_over_to_what_is_likely(&self, lone: Plan, solo: Vec<Warmed<B>>) {
+        let Engine { opener, settings, .. } = self.engine;
+        let instances = usable_cores().min(LIKELY.0);
+        let is_likely = settings.tuning.objective == Some(Objective::Throughput)
+            && opener.latitude(settings) == Latitude::SoloSession
+            && settings.threads.is_none();
+        if !is_likely || instances == 1 || self.engine.is_closed() {
+            return;
+        }
+        let plan = Plan {
+            instances,
+            threads: usable_cores() / instances,
+            max_batch_size: settings.batch_policy.max_batch_size.min(LIKELY.1),
+            solo_threads: Some(lone.threads),
+            ..lone
+        };
+        let reason = "auto: likely, until batches have been measured".to_owned();
+        let gone_over = opener.open(&plan, &Use::of(&plan, plan.role())).and_then(|mut sessions| {
+            sessions.extend(solo);
+            self.engine.run(plan, sessions, reason, None)
+        });
+        if let Err(error) = gone_over {
+            self.warn(&error, "what is likely does not work");
         }
     }
 
@@ -251,7 +289,12 @@ impl<B: Binding> Tuner<'_, B> {
         let mut hopeful: Vec<&Candidate> = self.found.candidates.iter().filter(usable).collect();
         hopeful.sort_by(|a, b| a.single_ms().total_cmp(&b.single_ms()));
         let fastest = hopeful.first().map_or(f64::INFINITY, |candidate| candidate.single_ms());
-        hopeful.retain(|candidate| candidate.single_ms() * HOPELESS < fastest);
+        let half = hopeful.iter().find(|candidate| is_native_half(candidate.precision)).map(|half| half.single_ms());
+        let ahead_of_half = half.map_or(f64::INFINITY, |half| half * HALF_IS_NEAR);
+        hopeful.retain(|candidate| {
+            let bound = if candidate.precision == Precision::F32 { ahead_of_half } else { f64::INFINITY };
+            candidate.single_ms() < bound.min(fastest / HOPELESS)
+        });
         hopeful.into_iter().map(|candidate| candidate.plan(1)).collect()
     }
 
@@ -320,18 +363,25 @@ impl<B: Binding> Tuner<'_, B> {
             self.engine.note(reason, tuning);
             return Ok(());
         }
+        let go_on_with = |alone: Plan, sessions: &[Warmed<B>]| {
+            let reason = "auto: going over to what was measured best".to_owned();
+            self.engine.run(alone, sessions.to_vec(), reason, None)?;
+            self.engine.await_relieved(LAST_BATCH);
+            Ok::<_, LoadError>(())
+        };
+        let lone = self.found.lone.take();
+        if let Some((alone, sessions)) = lone.as_ref().filter(|(alone, _)| *alone != self.engine.plan()) {
+            go_on_with(*alone, sessions)?;
+        }
         let Some(threads) = plan.solo_threads else {
             return self.engine.run(plan, open_crew(opener, &plan)?, reason, Some(tuning));
         };
         let alone = Plan { instances: 1, threads, max_batch_size: 1, solo_threads: None, ..plan };
-        let lone = self.found.lone.take().filter(|(lone, _)| *lone == alone);
-        let solo = match lone {
+        let solo = match lone.filter(|(lone, _)| *lone == alone) {
             Some((_, sessions)) => sessions,
             None => {
                 let solo = opener.open(&plan, &Use::of(&plan, Role::Solo))?;
-                let reason = "auto: going over to what was measured best".to_owned();
-                self.engine.run(alone, solo.clone(), reason, None)?;
-                self.engine.await_relieved(LAST_BATCH);
+                go_on_with(alone, &solo)?;
                 solo
             }
         };

@@ -13,6 +13,7 @@ use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
 use super::assignment::{RECORD_KEY, nodes_by_provider};
 use super::batch_memory::BatchMemory;
 use super::shared_session::SharedSession;
+use super::weights_in_file::with_weights_in_file;
 use super::wide_pool::without_wide_pools;
 use super::{ExecutionProvider, Runtime, RuntimeError, SessionOptions};
 
@@ -92,7 +93,11 @@ impl Graph {
         let builder = session_builder(runtime, options).map_err(|error| {
             RuntimeError::Provider(format!("the execution provider {} cannot be used: {error}", provider.name()))
         })?;
-        let session = commit(builder, path, without_wide_pools(path, options.largest_side)?)
+        // Others read a graph's file with less ado, and the cpu provider would use weights where they lie, at any address.
+        let slim = if provider == ExecutionProvider::OpenVino { with_weights_in_file(path)? } else { None };
+        let (slim, folder) = slim.map(|slim| (slim.bytes, slim.folder)).unzip();
+        let folder = folder.as_deref().or_else(|| path.parent());
+        let session = commit(builder, path, without_wide_pools(path, slim, options.largest_side)?, folder)
             .map_err(|error| RuntimeError::Graph(format!("{}: {error}", path.display())))?;
         let counts = nodes_by_provider(&session)?;
         let nodes: usize = counts.values().sum();
@@ -190,10 +195,15 @@ fn session_builder(runtime: &Runtime, options: &SessionOptions) -> Result<Sessio
     Ok(builder.with_execution_providers(dispatch(options))?)
 }
 
-/// Opens the graph in the file `path`, or `bytes` in its place, which may have external data beside the file.
-fn commit(mut builder: SessionBuilder, path: &Path, bytes: Option<Vec<u8>>) -> Result<Session, ort::Error> {
+/// Opens the graph in the file `path`, or `bytes` in its place, which may have external data in `folder`.
+fn commit(
+    mut builder: SessionBuilder,
+    path: &Path,
+    bytes: Option<Vec<u8>>,
+    folder: Option<&Path>,
+) -> Result<Session, ort::Error> {
     let Some(bytes) = bytes else { return builder.commit_from_file(path) };
-    if let Some(folder) = path.parent().and_then(Path::to_str) {
+    if let Some(folder) = folder.and_then(Path::to_str) {
         builder = builder.with_config_entry(EXTERNAL_DATA_FOLDER_KEY, folder)?;
     }
     builder.commit_from_memory(&bytes)

@@ -9,6 +9,7 @@ mod memory;
 mod onnx_file;
 mod provider;
 mod shared_session;
+mod weights_in_file;
 mod wide_pool;
 
 pub use batch_memory::BatchMemory;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek};
+use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
@@ -40,13 +40,12 @@ impl OnnxFile {
     /// [`RuntimeError::Graph`]: it is no ONNX file, or its external data is missing or lies outside its folder.
     pub fn read(path: &Path) -> Result<Self, RuntimeError> {
         let failed = |problem: String| RuntimeError::Graph(format!("{}: {problem}", path.display()));
-        let mut found = Self::default();
-        let read = |found: &mut Self| {
+        let read = || {
             let file = File::open(path)?;
             let length = file.metadata()?.len();
-            Message { reader: &mut BufReader::new(file), left: length }.model(found)
+            Self::parse(&mut BufReader::new(file), length)
         };
-        read(&mut found).map_err(|error| match error.kind() {
+        let found = read().map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => {
                 failed("is no whole ONNX file; fetch or export it again".to_owned())
             }
@@ -61,6 +60,13 @@ impl OnnxFile {
                 return Err(failed(format!("its external data '{name}' is missing; it belongs beside the graph")));
             }
         }
+        Ok(found)
+    }
+
+    /// Reads the `length` bytes of a file.
+    pub(super) fn parse(reader: &mut (impl BufRead + Seek), length: u64) -> io::Result<Self> {
+        let mut found = Self::default();
+        Message { reader, left: length }.model(&mut found)?;
         Ok(found)
     }
 }
@@ -87,19 +93,20 @@ fn element_type(number: u64) -> &'static str {
 const INPUT_TO_DIMENSIONS: &[u64] = &[2, 1, 2, 1];
 
 /// What is left of a protobuf message.
-struct Message<'r> {
-    reader: &'r mut BufReader<File>,
-    left: u64,
+pub(super) struct Message<'r, R> {
+    pub(super) reader: &'r mut R,
+    pub(super) left: u64,
 }
 
-/// A field's value; the bytes of a nested one are still to be read.
-enum Value {
+/// A field's value. Bytes, of a nested message or of a number of fixed size, are still to be read.
+#[derive(Clone, Copy)]
+pub(super) enum Value {
     Number(u64),
     Bytes(u64),
-    Fixed,
+    Fixed(u64),
 }
 
-impl Message<'_> {
+impl<R: BufRead + Seek> Message<'_, R> {
     fn byte(&mut self) -> io::Result<u8> {
         self.left = self.left.checked_sub(1).ok_or(io::ErrorKind::UnexpectedEof)?;
         let mut byte = [0];
@@ -119,7 +126,7 @@ impl Message<'_> {
         Err(io::ErrorKind::InvalidData.into())
     }
 
-    fn skip(&mut self, length: u64) -> io::Result<()> {
+    pub(super) fn skip(&mut self, length: u64) -> io::Result<()> {
         self.left = self.left.checked_sub(length).ok_or(io::ErrorKind::UnexpectedEof)?;
         self.reader.seek_relative(i64::try_from(length).map_err(|_| io::ErrorKind::InvalidData)?)
     }
@@ -132,25 +139,32 @@ impl Message<'_> {
         let key = self.varint()?;
         let value = match key & 7 {
             0 => Value::Number(self.varint()?),
-            1 => self.skip(8).map(|()| Value::Fixed)?,
+            1 => Value::Fixed(8),
             2 => Value::Bytes(self.varint()?),
-            5 => self.skip(4).map(|()| Value::Fixed)?,
+            5 => Value::Fixed(4),
             _ => return Err(io::ErrorKind::InvalidData.into()),
         };
         Ok(Some((key >> 3, value)))
     }
 
     /// Reads a nested message of `length` bytes.
-    fn nested<T>(&mut self, length: u64, read: impl FnOnce(Message<'_>) -> io::Result<T>) -> io::Result<T> {
+    pub(super) fn nested<T>(
+        &mut self,
+        length: u64,
+        read: impl FnOnce(Message<'_, R>) -> io::Result<T>,
+    ) -> io::Result<T> {
         self.left = self.left.checked_sub(length).ok_or(io::ErrorKind::UnexpectedEof)?;
         read(Message { reader: &mut *self.reader, left: length })
     }
 
     /// Goes through the fields: `inside` reads the nested messages it wants and returns whether it did.
-    fn fields(&mut self, mut inside: impl FnMut(&mut Self, u64, &Value) -> io::Result<bool>) -> io::Result<()> {
+    pub(super) fn fields(
+        &mut self,
+        mut inside: impl FnMut(&mut Self, u64, &Value) -> io::Result<bool>,
+    ) -> io::Result<()> {
         while let Some((number, value)) = self.field()? {
             let read = inside(self, number, &value)?;
-            if let (Value::Bytes(length), false) = (value, read) {
+            if let (Value::Bytes(length) | Value::Fixed(length), false) = (value, read) {
                 self.skip(length)?;
             }
         }
@@ -268,9 +282,15 @@ impl Message<'_> {
     fn text(&mut self, length: u64) -> io::Result<String> {
         self.nested(length, |text| {
             let mut bytes = Vec::new();
-            text.reader.take(length).read_to_end(&mut bytes)?;
+            text.copy(&mut bytes)?;
             String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
         })
+    }
+
+    /// Appends all bytes to `target`.
+    pub(super) fn copy(self, target: &mut Vec<u8>) -> io::Result<()> {
+        let read = self.reader.take(self.left).read_to_end(target)?;
+        if read as u64 == self.left { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
     /// `TensorProto`: dimensions, element type, and where external data lies.

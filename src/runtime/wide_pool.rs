@@ -2,6 +2,7 @@
 //! exporters write it down, is an `AveragePool` of 1280×1280 over 7×7 values. OpenVINO refuses that or crawls, and ONNX Runtime 1.24
 //! divides by the window's size, so that all logits are nearly 0. `GlobalAveragePool` is the same, and every provider knows it.
 
+use std::io::{self, Cursor};
 use std::path::Path;
 
 use super::{OnnxFile, RuntimeError};
@@ -22,15 +23,24 @@ mod field {
 /// Of protobuf: the field's value is bytes, and their number comes first.
 const BYTES: u8 = 2;
 
-/// The bytes of the graph at `path` with its wide pools said plainly; `None` if it has none. No feature map is larger than
-/// `largest_side`, the longest side of the pictures that the graph is given.
-pub(super) fn without_wide_pools(path: &Path, largest_side: usize) -> Result<Option<Vec<u8>>, RuntimeError> {
-    let mut pools = OnnxFile::read(path)?.unpadded_pools;
+/// The bytes of the graph at `path`, or of what is given in its place, with its wide pools said plainly; what is given if it has none.
+/// No feature map is larger than `largest_side`, the longest side of the pictures that the graph is given.
+pub(super) fn without_wide_pools(
+    path: &Path,
+    given: Option<Vec<u8>>,
+    largest_side: usize,
+) -> Result<Option<Vec<u8>>, RuntimeError> {
+    let failed = |error: io::Error| RuntimeError::Graph(format!("{}: {error}", path.display()));
+    let mut pools = match &given {
+        Some(bytes) => OnnxFile::parse(&mut Cursor::new(bytes), bytes.len() as u64).map_err(failed)?,
+        None => OnnxFile::read(path)?,
+    }
+    .unpadded_pools;
     pools.retain(|pool| pool.window >= largest_side as u64);
     if pools.is_empty() {
-        return Ok(None);
+        return Ok(given);
     }
-    let mut bytes = std::fs::read(path).map_err(|error| RuntimeError::Graph(format!("{}: {error}", path.display())))?;
+    let mut bytes = given.map_or_else(|| std::fs::read(path), Ok).map_err(failed)?;
     for pool in pools {
         let node = usize::try_from(pool.node.start).ok().zip(usize::try_from(pool.node.end).ok());
         let node = node.and_then(|(start, end)| bytes.get_mut(start..end));
@@ -93,7 +103,7 @@ mod tests {
     fn a_pool_that_is_wider_than_any_picture_is_rewritten_in_its_place() {
         let path = graph("tiny-wide-pool");
         let before = std::fs::read(&path).unwrap();
-        let after = without_wide_pools(&path, 1280).unwrap().unwrap();
+        let after = without_wide_pools(&path, None, 1280).unwrap().unwrap();
         assert_eq!(after.len(), before.len());
         let rewritten = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(rewritten.path(), &after).unwrap();
@@ -105,8 +115,8 @@ mod tests {
 
     #[test]
     fn a_pool_that_may_be_narrower_than_a_picture_is_left_alone() {
-        assert_eq!(without_wide_pools(&graph("tiny-wide-pool"), 1281).unwrap(), None);
-        assert_eq!(without_wide_pools(&graph("tiny-classifier"), 1).unwrap(), None);
+        assert_eq!(without_wide_pools(&graph("tiny-wide-pool"), None, 1281).unwrap(), None);
+        assert_eq!(without_wide_pools(&graph("tiny-classifier"), None, 1).unwrap(), None);
     }
 
     #[test]

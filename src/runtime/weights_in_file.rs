@@ -1,0 +1,206 @@
+//! A graph without its weights, which stay in its file: what is given to OpenVINO. A graph in a single file is otherwise copied
+//! whole several times while a session is opened, which takes as long as compiling it, and memory for most of the copies at once.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Seek};
+use std::path::{Path, PathBuf};
+
+use super::onnx_file::{Message, Value};
+use super::{OnnxFile, RuntimeError};
+
+/// Smaller weights stay in the graph, in bytes. Some of them are parameters of nodes, which providers expect there.
+const SMALLEST: u64 = 1024;
+
+/// Fields of `onnx.proto3` of ONNX.
+mod field {
+    /// `ModelProto.graph`.
+    pub(super) const GRAPH: u64 = 7;
+    /// `GraphProto.initializer`.
+    pub(super) const INITIALIZER: u64 = 5;
+    /// `TensorProto.raw_data`.
+    pub(super) const RAW_DATA: u64 = 9;
+    /// `TensorProto.external_data`, each a `StringStringEntryProto` of a key and a value.
+    pub(super) const EXTERNAL_DATA: u64 = 13;
+    pub(super) const KEY: u64 = 1;
+    pub(super) const VALUE: u64 = 2;
+    /// `TensorProto.data_location`, of which 1 is `EXTERNAL`.
+    pub(super) const DATA_LOCATION: u64 = 14;
+    pub(super) const EXTERNAL: u64 = 1;
+}
+
+/// A graph whose large weights are told by their place in a file.
+pub(super) struct Slim {
+    /// The graph, in ONNX's format.
+    pub(super) bytes: Vec<u8>,
+    /// Where the file lies.
+    pub(super) folder: PathBuf,
+}
+
+/// The graph at `path` without its large weights; `None` if they are not in its file, or if the file's name is no text.
+///
+/// # Errors
+/// [`RuntimeError::Graph`]: the file cannot be read.
+pub(super) fn with_weights_in_file(path: &Path) -> Result<Option<Slim>, RuntimeError> {
+    if !OnnxFile::read(path)?.external_data.is_empty() {
+        return Ok(None);
+    }
+    let slim = || {
+        // A link may lead out of the folder, which ONNX Runtime does not allow weights to do.
+        let path = path.canonicalize()?;
+        let (folder, name) = (path.parent(), path.file_name().and_then(|name| name.to_str()));
+        let Some((folder, name)) = folder.zip(name).filter(|(folder, _)| folder.to_str().is_some()) else {
+            return Ok(None);
+        };
+        let file = File::open(&path)?;
+        let left = file.metadata()?.len();
+        let bytes = Message { reader: &mut BufReader::new(file), left }.slim_model(name)?;
+        Ok(Some(Slim { bytes, folder: folder.to_owned() }))
+    };
+    slim().map_err(|error: io::Error| RuntimeError::Graph(format!("{}: {error}", path.display())))
+}
+
+impl<R: BufRead + Seek> Message<'_, R> {
+    /// `ModelProto`, with the weights of its graph in the file `name`.
+    fn slim_model(mut self, name: &str) -> io::Result<Vec<u8>> {
+        let mut slim = Vec::new();
+        self.fields(|message, number, value| match (number, *value) {
+            (field::GRAPH, Value::Bytes(length)) => {
+                let graph = message.nested(length, |graph| graph.slim_graph(name))?;
+                put_bytes(&mut slim, number, &graph);
+                Ok(true)
+            }
+            _ => message.copy_field(number, *value, &mut slim),
+        })?;
+        Ok(slim)
+    }
+
+    fn slim_graph(mut self, name: &str) -> io::Result<Vec<u8>> {
+        let mut slim = Vec::new();
+        self.fields(|message, number, value| match (number, *value) {
+            (field::INITIALIZER, Value::Bytes(length)) if length >= SMALLEST => {
+                let tensor = message.nested(length, |tensor| tensor.slim_tensor(name))?;
+                put_bytes(&mut slim, number, &tensor);
+                Ok(true)
+            }
+            _ => message.copy_field(number, *value, &mut slim),
+        })?;
+        Ok(slim)
+    }
+
+    fn slim_tensor(mut self, name: &str) -> io::Result<Vec<u8>> {
+        let (mut slim, mut place) = (Vec::new(), None);
+        self.fields(|message, number, value| match (number, *value) {
+            (field::RAW_DATA, Value::Bytes(length)) if length >= SMALLEST => {
+                place = Some((message.reader.stream_position()?, length));
+                Ok(false)
+            }
+            _ => message.copy_field(number, *value, &mut slim),
+        })?;
+        if let Some((offset, length)) = place {
+            let entries =
+                [("location", name.to_owned()), ("offset", offset.to_string()), ("length", length.to_string())];
+            for (key, value) in entries {
+                let mut entry = Vec::new();
+                put_bytes(&mut entry, field::KEY, key.as_bytes());
+                put_bytes(&mut entry, field::VALUE, value.as_bytes());
+                put_bytes(&mut slim, field::EXTERNAL_DATA, &entry);
+            }
+            put_number(&mut slim, field::DATA_LOCATION, field::EXTERNAL);
+        }
+        Ok(slim)
+    }
+
+    /// Appends a field to `target` as it is; what is left of it has then been read.
+    fn copy_field(&mut self, number: u64, value: Value, target: &mut Vec<u8>) -> io::Result<bool> {
+        match value {
+            Value::Number(value) => put_number(target, number, value),
+            Value::Bytes(length) => {
+                put_varint(target, number << 3 | 2);
+                put_varint(target, length);
+                self.nested(length, |bytes| bytes.copy(target))?;
+            }
+            Value::Fixed(length) => {
+                put_varint(target, number << 3 | if length == 8 { 1 } else { 5 });
+                self.nested(length, |bytes| bytes.copy(target))?;
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn put_number(target: &mut Vec<u8>, field: u64, value: u64) {
+    put_varint(target, field << 3);
+    put_varint(target, value);
+}
+
+fn put_bytes(target: &mut Vec<u8>, field: u64, bytes: &[u8]) {
+    put_varint(target, field << 3 | 2);
+    put_varint(target, bytes.len() as u64);
+    target.extend(bytes);
+}
+
+fn put_varint(target: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        target.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    target.push(value as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    fn graph(model: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(model).join("model.onnx")
+    }
+
+    fn parsed(bytes: &[u8]) -> OnnxFile {
+        OnnxFile::parse(&mut Cursor::new(bytes), bytes.len() as u64).unwrap()
+    }
+
+    #[test]
+    fn a_graph_is_the_same_but_for_where_its_large_weights_are() {
+        let path = graph("tiny-wide-pool");
+        let slim = with_weights_in_file(&path).unwrap().unwrap();
+        let (before, after) = (OnnxFile::read(&path).unwrap(), parsed(&slim.bytes));
+        assert_eq!((&before.parameters, &before.open_inputs), (&after.parameters, &after.open_inputs));
+        assert_eq!(before.unpadded_pools.len(), after.unpadded_pools.len());
+        assert_eq!(slim.folder, path.parent().unwrap().canonicalize().unwrap());
+    }
+
+    #[test]
+    fn large_weights_are_told_by_their_place_and_small_ones_stay() {
+        let (large, small) = (vec![7; SMALLEST as usize], vec![5; 20]);
+        let mut graph = Vec::new();
+        for weights in [&large, &small] {
+            let mut tensor = Vec::new();
+            put_number(&mut tensor, 1, 3);
+            put_bytes(&mut tensor, field::RAW_DATA, weights);
+            put_bytes(&mut graph, field::INITIALIZER, &tensor);
+        }
+        // A number of fixed size, as attributes have them.
+        graph.extend([20 << 3 & 0x7f | 0x80 | 5, 1, 1, 2, 3, 4]);
+        let mut model = Vec::new();
+        put_bytes(&mut model, field::GRAPH, &graph);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.onnx");
+        std::fs::write(&path, &model).unwrap();
+        let slim = with_weights_in_file(&path).unwrap().unwrap();
+        let contains = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|window| window == part);
+        assert!(!contains(&slim.bytes, &large) && contains(&slim.bytes, &small));
+        assert!(contains(&slim.bytes, &[1, 2, 3, 4]));
+        let place = model.windows(large.len()).position(|window| window == large).unwrap();
+        for text in ["location", "model.onnx", "offset", &place.to_string(), "length", &large.len().to_string()] {
+            assert!(contains(&slim.bytes, text.as_bytes()), "{text}");
+        }
+        assert!(parsed(&slim.bytes).external_data.contains(Path::new("model.onnx")));
+    }
+
+    #[test]
+    fn a_graph_whose_weights_are_elsewhere_is_left_alone() {
+        assert!(with_weights_in_file(&graph("tiny-external")).unwrap().is_none());
+    }
+}

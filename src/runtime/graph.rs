@@ -93,12 +93,7 @@ impl Graph {
         let builder = session_builder(runtime, options).map_err(|error| {
             RuntimeError::Provider(format!("the execution provider {} cannot be used: {error}", provider.name()))
         })?;
-        // Others read a graph's file with less ado, and the cpu provider would use weights where they lie, at any address.
-        let slim = if provider == ExecutionProvider::OpenVino { with_weights_in_file(path)? } else { None };
-        let (slim, folder) = slim.map(|slim| (slim.bytes, slim.folder)).unzip();
-        let folder = folder.as_deref().or_else(|| path.parent());
-        let session = commit(builder, path, without_wide_pools(path, slim, options.largest_side)?, folder)
-            .map_err(|error| RuntimeError::Graph(format!("{}: {error}", path.display())))?;
+        let session = commit(builder, path, options)?;
         let counts = nodes_by_provider(&session)?;
         let nodes: usize = counts.values().sum();
         let own = counts.get(provider.runtime_name()).copied().unwrap_or(0);
@@ -195,18 +190,23 @@ fn session_builder(runtime: &Runtime, options: &SessionOptions) -> Result<Sessio
     Ok(builder.with_execution_providers(dispatch(options))?)
 }
 
-/// Opens the graph in the file `path`, or `bytes` in its place, which may have external data in `folder`.
-fn commit(
-    mut builder: SessionBuilder,
-    path: &Path,
-    bytes: Option<Vec<u8>>,
-    folder: Option<&Path>,
-) -> Result<Session, ort::Error> {
-    let Some(bytes) = bytes else { return builder.commit_from_file(path) };
-    if let Some(folder) = folder.and_then(Path::to_str) {
-        builder = builder.with_config_entry(EXTERNAL_DATA_FOLDER_KEY, folder)?;
+/// Opens the graph in the file `path`, or what is made of it where its provider needs another.
+fn commit(mut builder: SessionBuilder, path: &Path, options: &SessionOptions) -> Result<Session, RuntimeError> {
+    let failed = |error: ort::Error| RuntimeError::Graph(format!("{}: {error}", path.display()));
+    let beside = || path.parent().unwrap_or(Path::new("")).to_owned();
+    let slim = match options.provider {
+        ExecutionProvider::OpenVino => with_weights_in_file(path)?,
+        // They make fewer copies, and the cpu provider would use weights where they lie, which may be at any address.
+        ExecutionProvider::Cpu | ExecutionProvider::Cuda | ExecutionProvider::TensorRt => None,
+    };
+    let (bytes, folder) = slim.map_or_else(|| (None, beside()), |slim| (Some(slim.bytes), slim.folder));
+    let Some(bytes) = without_wide_pools(path, bytes, options.largest_side)? else {
+        return builder.commit_from_file(path).map_err(failed);
+    };
+    if let Some(folder) = folder.to_str() {
+        builder = builder.with_config_entry(EXTERNAL_DATA_FOLDER_KEY, folder).map_err(|error| failed(error.into()))?;
     }
-    builder.commit_from_memory(&bytes)
+    builder.commit_from_memory(&bytes).map_err(failed)
 }
 
 fn dispatch(options: &SessionOptions) -> Vec<ExecutionProviderDispatch> {

@@ -126,7 +126,7 @@ impl<R: BufRead + Seek> Message<'_, R> {
         Err(io::ErrorKind::InvalidData.into())
     }
 
-    pub(super) fn skip(&mut self, length: u64) -> io::Result<()> {
+    fn skip(&mut self, length: u64) -> io::Result<()> {
         self.left = self.left.checked_sub(length).ok_or(io::ErrorKind::UnexpectedEof)?;
         self.reader.seek_relative(i64::try_from(length).map_err(|_| io::ErrorKind::InvalidData)?)
     }

@@ -117,7 +117,7 @@ def about_jpeg(results: list) -> str:
 
 
 ABOUT_BF16 = (
-    "`--device openvino --precision bf16`, all photos, against the same f32 reference. Measured, not judged: what bf16 "
+    "`--device openvino --precision bf16 --decode exact`, all photos, against the same f32 reference. Measured, not judged: what bf16 "
     "does to a trained model depends on its weights."
 )
 

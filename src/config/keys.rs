@@ -74,7 +74,7 @@ pub const KEYS: &[Key] = &[
         "decode",
         "NAME",
         "auto",
-        "JPEGs much larger than a model's input: exact decodes them in full, as the reference does, fast at 1/2, 1/4 or 1/8, auto fast unless precision is f32.",
+        "JPEGs much larger than a model's input: exact decodes them in full, as the reference does, fast at 1/2, 1/4 or 1/8, auto fast unless precision is set to f32.",
     ),
     model_key(
         "max_batch_size",

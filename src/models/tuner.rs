@@ -229,7 +229,8 @@ impl<B: Binding> Tuner<'_, B> {
     fn go_over_to_what_is_likely(&self, lone: Plan, solo: Vec<Warmed<B>>) {
         let Engine { opener, settings, .. } = self.engine;
         let instances = usable_cores().min(LIKELY.0);
-        let is_likely = settings.tuning.objective == Some(Objective::Throughput)
+        let is_likely = lone.provider.is_on_cpu()
+            && settings.tuning.objective == Some(Objective::Throughput)
             && opener.latitude(settings) == Latitude::SoloSession
             && settings.threads.is_none();
         if !is_likely || instances == 1 || self.engine.is_closed() {
@@ -243,6 +244,7 @@ impl<B: Binding> Tuner<'_, B> {
             ..lone
         };
         let reason = "auto: likely, until batches have been measured".to_owned();
+        self.engine.await_relieved(LAST_BATCH);
         let gone_over = opener.open(&plan, &Use::of(&plan, plan.role())).and_then(|mut sessions| {
             sessions.extend(solo);
             self.engine.run(plan, sessions, reason, None)
@@ -279,7 +281,7 @@ impl<B: Binding> Tuner<'_, B> {
         }
     }
 
-    /// On a CPU, all that are not far behind with lone items.
+    /// On a CPU, all that are not far behind with lone items, and f32 only where it is ahead of a half precision.
     fn hopeful_arithmetics(&self) -> Vec<Plan> {
         let Some(best) = self.best_arithmetic() else { return Vec::new() };
         if !best.provider.is_on_cpu() {

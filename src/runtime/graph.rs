@@ -90,11 +90,22 @@ impl Graph {
             let precision = options.precision.name();
             return Err(RuntimeError::Provider(format!("precision {precision} cannot be had: {reason}")));
         }
-        let builder = session_builder(runtime, options).map_err(|error| {
-            RuntimeError::Provider(format!("the execution provider {} cannot be used: {error}", provider.name()))
-        })?;
-        let session = commit(builder, path, options)?;
-        let counts = nodes_by_provider(&session)?;
+        let open = |weights| {
+            let builder = session_builder(runtime, options).map_err(|error| {
+                RuntimeError::Provider(format!("the execution provider {} cannot be used: {error}", provider.name()))
+            })?;
+            let session = commit(builder, path, options, weights)?;
+            let counts = nodes_by_provider(&session)?;
+            Ok::<_, RuntimeError>((session, counts))
+        };
+        // Others make fewer copies. The cpu provider, which gets what OpenVINO leaves, would use weights where they lie, at any address.
+        let slim = (provider == ExecutionProvider::OpenVino).then(|| open(Weights::InFile));
+        let (session, counts) = match slim {
+            Some(Ok((session, counts))) if counts.keys().all(|name| name == provider.runtime_name()) => {
+                (session, counts)
+            }
+            _ => open(Weights::Given)?,
+        };
         let nodes: usize = counts.values().sum();
         let own = counts.get(provider.runtime_name()).copied().unwrap_or(0);
         if own == 0 && nodes > 0 {
@@ -190,15 +201,25 @@ fn session_builder(runtime: &Runtime, options: &SessionOptions) -> Result<Sessio
     Ok(builder.with_execution_providers(dispatch(options))?)
 }
 
+/// Where a session finds its weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Weights {
+    /// In the file, see [`with_weights_in_file`].
+    InFile,
+    /// Where the graph says, which is mostly in itself.
+    Given,
+}
+
 /// Opens the graph in the file `path`, or what is made of it where its provider needs another.
-fn commit(mut builder: SessionBuilder, path: &Path, options: &SessionOptions) -> Result<Session, RuntimeError> {
+fn commit(
+    mut builder: SessionBuilder,
+    path: &Path,
+    options: &SessionOptions,
+    weights: Weights,
+) -> Result<Session, RuntimeError> {
     let failed = |error: ort::Error| RuntimeError::Graph(format!("{}: {error}", path.display()));
     let beside = || path.parent().unwrap_or(Path::new("")).to_owned();
-    let slim = match options.provider {
-        ExecutionProvider::OpenVino => with_weights_in_file(path)?,
-        // They make fewer copies, and the cpu provider would use weights where they lie, which may be at any address.
-        ExecutionProvider::Cpu | ExecutionProvider::Cuda | ExecutionProvider::TensorRt => None,
-    };
+    let slim = if weights == Weights::InFile { with_weights_in_file(path)? } else { None };
     let (bytes, folder) = slim.map_or_else(|| (None, beside()), |slim| (Some(slim.bytes), slim.folder));
     let Some(bytes) = without_wide_pools(path, bytes, options.largest_side)? else {
         return builder.commit_from_file(path).map_err(failed);

@@ -13,7 +13,7 @@ use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
 use super::assignment::{RECORD_KEY, nodes_by_provider};
 use super::batch_memory::BatchMemory;
 use super::shared_session::SharedSession;
-use super::weights_in_file::with_weights_in_file;
+use super::weights_in_file::{Slim, with_weights_in_file};
 use super::wide_pool::without_wide_pools;
 use super::{ExecutionProvider, Runtime, RuntimeError, SessionOptions};
 
@@ -90,21 +90,22 @@ impl Graph {
             let precision = options.precision.name();
             return Err(RuntimeError::Provider(format!("precision {precision} cannot be had: {reason}")));
         }
-        let open = |weights| {
+        let open = |slim| {
             let builder = session_builder(runtime, options).map_err(|error| {
                 RuntimeError::Provider(format!("the execution provider {} cannot be used: {error}", provider.name()))
             })?;
-            let session = commit(builder, path, options, weights)?;
+            let session = commit(builder, path, slim, options.largest_side)?;
             let counts = nodes_by_provider(&session)?;
             Ok::<_, RuntimeError>((session, counts))
         };
-        // Others make fewer copies. The cpu provider, which gets what OpenVINO leaves, would use weights where they lie, at any address.
-        let slim = (provider == ExecutionProvider::OpenVino).then(|| open(Weights::InFile));
-        let (session, counts) = match slim {
-            Some(Ok((session, counts))) if counts.keys().all(|name| name == provider.runtime_name()) => {
-                (session, counts)
-            }
-            _ => open(Weights::Given)?,
+        // Others make fewer copies.
+        let slim = if provider == ExecutionProvider::OpenVino { with_weights_in_file(path)? } else { None };
+        // The cpu provider, which gets what OpenVINO leaves, would use weights where they lie in the file, at any address.
+        let opened = slim.and_then(|slim| open(Some(slim)).ok());
+        let opened = opened.filter(|(_, counts)| counts.keys().all(|name| name == provider.runtime_name()));
+        let (session, counts) = match opened {
+            Some(opened) => opened,
+            None => open(None)?,
         };
         let nodes: usize = counts.values().sum();
         let own = counts.get(provider.runtime_name()).copied().unwrap_or(0);
@@ -201,27 +202,17 @@ fn session_builder(runtime: &Runtime, options: &SessionOptions) -> Result<Sessio
     Ok(builder.with_execution_providers(dispatch(options))?)
 }
 
-/// Where a session finds its weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Weights {
-    /// In the file, see [`with_weights_in_file`].
-    InFile,
-    /// Where the graph says, which is mostly in itself.
-    Given,
-}
-
-/// Opens the graph in the file `path`, or what is made of it where its provider needs another.
+/// Opens the graph in the file `path`, or `slim` in its place, with what its wide pools mean.
 fn commit(
     mut builder: SessionBuilder,
     path: &Path,
-    options: &SessionOptions,
-    weights: Weights,
+    slim: Option<Slim>,
+    largest_side: usize,
 ) -> Result<Session, RuntimeError> {
     let failed = |error: ort::Error| RuntimeError::Graph(format!("{}: {error}", path.display()));
     let beside = || path.parent().unwrap_or(Path::new("")).to_owned();
-    let slim = if weights == Weights::InFile { with_weights_in_file(path)? } else { None };
     let (bytes, folder) = slim.map_or_else(|| (None, beside()), |slim| (Some(slim.bytes), slim.folder));
-    let Some(bytes) = without_wide_pools(path, bytes, options.largest_side)? else {
+    let Some(bytes) = without_wide_pools(path, bytes, largest_side)? else {
         return builder.commit_from_file(path).map_err(failed);
     };
     if let Some(folder) = folder.to_str() {

@@ -7,6 +7,7 @@ mod huge_pages;
 mod library;
 mod memory;
 mod onnx_file;
+mod protobuf;
 mod provider;
 mod shared_session;
 mod weights_in_file;

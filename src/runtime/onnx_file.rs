@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek};
+use std::io::{self, BufRead, BufReader, Seek};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use super::RuntimeError;
+use super::protobuf::{Message, Value};
 
 /// The weights and the open dimensions of a graph.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -92,85 +93,7 @@ fn element_type(number: u64) -> &'static str {
 /// `ValueInfoProto.type`, `TypeProto.tensor_type`, `Tensor.shape`, `TensorShapeProto.dim`.
 const INPUT_TO_DIMENSIONS: &[u64] = &[2, 1, 2, 1];
 
-/// What is left of a protobuf message.
-pub(super) struct Message<'r, R> {
-    pub(super) reader: &'r mut R,
-    pub(super) left: u64,
-}
-
-/// A field's value. Bytes, of a nested message or of a number of fixed size, are still to be read.
-#[derive(Clone, Copy)]
-pub(super) enum Value {
-    Number(u64),
-    Bytes(u64),
-    Fixed(u64),
-}
-
 impl<R: BufRead + Seek> Message<'_, R> {
-    fn byte(&mut self) -> io::Result<u8> {
-        self.left = self.left.checked_sub(1).ok_or(io::ErrorKind::UnexpectedEof)?;
-        let mut byte = [0];
-        self.reader.read_exact(&mut byte)?;
-        Ok(byte[0])
-    }
-
-    fn varint(&mut self) -> io::Result<u64> {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Ok(value);
-            }
-        }
-        Err(io::ErrorKind::InvalidData.into())
-    }
-
-    fn skip(&mut self, length: u64) -> io::Result<()> {
-        self.left = self.left.checked_sub(length).ok_or(io::ErrorKind::UnexpectedEof)?;
-        self.reader.seek_relative(i64::try_from(length).map_err(|_| io::ErrorKind::InvalidData)?)
-    }
-
-    /// The next field's number and value; `None` at the message's end.
-    fn field(&mut self) -> io::Result<Option<(u64, Value)>> {
-        if self.left == 0 {
-            return Ok(None);
-        }
-        let key = self.varint()?;
-        let value = match key & 7 {
-            0 => Value::Number(self.varint()?),
-            1 => Value::Fixed(8),
-            2 => Value::Bytes(self.varint()?),
-            5 => Value::Fixed(4),
-            _ => return Err(io::ErrorKind::InvalidData.into()),
-        };
-        Ok(Some((key >> 3, value)))
-    }
-
-    /// Reads a nested message of `length` bytes.
-    pub(super) fn nested<T>(
-        &mut self,
-        length: u64,
-        read: impl FnOnce(Message<'_, R>) -> io::Result<T>,
-    ) -> io::Result<T> {
-        self.left = self.left.checked_sub(length).ok_or(io::ErrorKind::UnexpectedEof)?;
-        read(Message { reader: &mut *self.reader, left: length })
-    }
-
-    /// Goes through the fields: `inside` reads the nested messages it wants and returns whether it did.
-    pub(super) fn fields(
-        &mut self,
-        mut inside: impl FnMut(&mut Self, u64, &Value) -> io::Result<bool>,
-    ) -> io::Result<()> {
-        while let Some((number, value)) = self.field()? {
-            let read = inside(self, number, &value)?;
-            if let (Value::Bytes(length) | Value::Fixed(length), false) = (value, read) {
-                self.skip(length)?;
-            }
-        }
-        Ok(())
-    }
-
     /// `ModelProto`: its graph.
     fn model(mut self, found: &mut OnnxFile) -> io::Result<()> {
         let mut has_graph = false;
@@ -277,20 +200,6 @@ impl<R: BufRead + Seek> Message<'_, R> {
             }
             _ => Ok(false),
         })
-    }
-
-    fn text(&mut self, length: u64) -> io::Result<String> {
-        self.nested(length, |text| {
-            let mut bytes = Vec::new();
-            text.copy(&mut bytes)?;
-            String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
-        })
-    }
-
-    /// Appends all bytes to `target`.
-    pub(super) fn copy(self, target: &mut Vec<u8>) -> io::Result<()> {
-        let read = self.reader.take(self.left).read_to_end(target)?;
-        if read as u64 == self.left { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
     /// `TensorProto`: dimensions, element type, and where external data lies.

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek};
 use std::path::{Path, PathBuf};
 
-use super::onnx_file::{Message, Value};
+use super::protobuf::{Message, Value, put_bytes, put_number};
 use super::{OnnxFile, RuntimeError};
 
 /// Smaller weights stay in the graph, in bytes. Some of them are parameters of nodes, which providers expect there.
@@ -53,40 +53,29 @@ pub(super) fn with_weights_in_file(path: &Path) -> Result<Option<Slim>, RuntimeE
         };
         let file = File::open(&path)?;
         let left = file.metadata()?.len();
-        let bytes = Message { reader: &mut BufReader::new(file), left }.slim_model(name)?;
+        let model = Message { reader: &mut BufReader::new(file), left };
+        let bytes = model
+            .with_slim(field::GRAPH, |graph| graph.with_slim(field::INITIALIZER, |tensor| tensor.slim_tensor(name)))?;
         Ok(Some(Slim { bytes, folder: folder.to_owned() }))
     };
     slim().map_err(|error: io::Error| RuntimeError::Graph(format!("{}: {error}", path.display())))
 }
 
 impl<R: BufRead + Seek> Message<'_, R> {
-    /// `ModelProto`, with the weights of its graph in the file `name`.
-    fn slim_model(mut self, name: &str) -> io::Result<Vec<u8>> {
-        let mut slim = Vec::new();
-        self.fields(|message, number, value| match (number, *value) {
-            (field::GRAPH, Value::Bytes(length)) => {
-                let graph = message.nested(length, |graph| graph.slim_graph(name))?;
-                put_bytes(&mut slim, number, &graph);
+    /// The message, of whose fields `wanted` has become what `slim` makes of it where it is large enough to hold such weights.
+    fn with_slim(mut self, wanted: u64, slim: impl Fn(Message<'_, R>) -> io::Result<Vec<u8>>) -> io::Result<Vec<u8>> {
+        let mut target = Vec::new();
+        self.fields(|message, number, value| match *value {
+            Value::Bytes(length) if number == wanted && length >= SMALLEST => {
+                put_bytes(&mut target, number, &message.nested(length, &slim)?);
                 Ok(true)
             }
-            _ => message.copy_field(number, *value, &mut slim),
+            value => message.copy_field(number, value, &mut target),
         })?;
-        Ok(slim)
+        Ok(target)
     }
 
-    fn slim_graph(mut self, name: &str) -> io::Result<Vec<u8>> {
-        let mut slim = Vec::new();
-        self.fields(|message, number, value| match (number, *value) {
-            (field::INITIALIZER, Value::Bytes(length)) if length >= SMALLEST => {
-                let tensor = message.nested(length, |tensor| tensor.slim_tensor(name))?;
-                put_bytes(&mut slim, number, &tensor);
-                Ok(true)
-            }
-            _ => message.copy_field(number, *value, &mut slim),
-        })?;
-        Ok(slim)
-    }
-
+    /// `TensorProto`, whose weights are in the file `name`, which this is read from.
     fn slim_tensor(mut self, name: &str) -> io::Result<Vec<u8>> {
         let (mut slim, mut place) = (Vec::new(), None);
         self.fields(|message, number, value| match (number, *value) {
@@ -109,42 +98,6 @@ impl<R: BufRead + Seek> Message<'_, R> {
         }
         Ok(slim)
     }
-
-    /// Appends a field to `target` as it is; what is left of it has then been read.
-    fn copy_field(&mut self, number: u64, value: Value, target: &mut Vec<u8>) -> io::Result<bool> {
-        match value {
-            Value::Number(value) => put_number(target, number, value),
-            Value::Bytes(length) => {
-                put_varint(target, number << 3 | 2);
-                put_varint(target, length);
-                self.nested(length, |bytes| bytes.copy(target))?;
-            }
-            Value::Fixed(length) => {
-                put_varint(target, number << 3 | if length == 8 { 1 } else { 5 });
-                self.nested(length, |bytes| bytes.copy(target))?;
-            }
-        }
-        Ok(true)
-    }
-}
-
-fn put_number(target: &mut Vec<u8>, field: u64, value: u64) {
-    put_varint(target, field << 3);
-    put_varint(target, value);
-}
-
-fn put_bytes(target: &mut Vec<u8>, field: u64, bytes: &[u8]) {
-    put_varint(target, field << 3 | 2);
-    put_varint(target, bytes.len() as u64);
-    target.extend(bytes);
-}
-
-fn put_varint(target: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        target.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    target.push(value as u8);
 }
 
 #[cfg(test)]

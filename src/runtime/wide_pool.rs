@@ -5,6 +5,7 @@
 use std::io::{self, Cursor};
 use std::path::Path;
 
+use super::protobuf::{Message, put_bytes};
 use super::{OnnxFile, RuntimeError};
 
 /// What the node becomes.
@@ -15,7 +16,7 @@ mod field {
     pub(super) const INPUT: u64 = 1;
     pub(super) const OUTPUT: u64 = 2;
     pub(super) const NAME: u64 = 3;
-    pub(super) const OP_TYPE: u8 = 4;
+    pub(super) const OP_TYPE: u64 = 4;
     pub(super) const DOC_STRING: u8 = 6;
     pub(super) const DOMAIN: u64 = 7;
 }
@@ -54,39 +55,19 @@ pub(super) fn without_wide_pools(
 /// Rewrites a node within its bytes, so that no length around it changes: what its attributes leave is filled up by a comment.
 fn pool_globally(node: &mut [u8]) -> Option<()> {
     let mut new = Vec::with_capacity(node.len());
-    let mut rest = &*node;
-    while !rest.is_empty() {
-        let (number, length) = field(rest)?;
-        let (one, others) = rest.split_at_checked(length)?;
-        if matches!(number, field::INPUT | field::OUTPUT | field::NAME | field::DOMAIN) {
-            new.extend(one);
-        }
-        rest = others;
-    }
-    new.extend([field::OP_TYPE << 3 | BYTES, OPERATOR.len() as u8]);
-    new.extend(OPERATOR);
+    let mut before = Message { reader: &mut Cursor::new(&*node), left: node.len() as u64 };
+    let copied = before.fields(|message, number, value| match number {
+        field::INPUT | field::OUTPUT | field::NAME | field::DOMAIN => message.copy_field(number, *value, &mut new),
+        _ => Ok(false),
+    });
+    copied.ok()?;
+    put_bytes(&mut new, field::OP_TYPE, OPERATOR);
     // The comment's length takes two bytes, whatever it is.
     let comment = node.len().checked_sub(new.len() + 3).filter(|&length| length < 1 << 14)?;
     new.extend([field::DOC_STRING << 3 | BYTES, comment as u8 | 0x80, (comment >> 7) as u8]);
     new.resize(node.len(), b' ');
     node.copy_from_slice(&new);
     Some(())
-}
-
-/// The number of the field that `bytes` begin with, all of whose kinds in a node are numbers and bytes, and its length.
-fn field(bytes: &[u8]) -> Option<(u64, usize)> {
-    let (key, start) = varint(bytes)?;
-    let (value, length) = varint(bytes.get(start..)?)?;
-    let end = start + length;
-    let end = if key & 7 == u64::from(BYTES) { end.checked_add(usize::try_from(value).ok()?)? } else { end };
-    Some((key >> 3, end))
-}
-
-/// A number and how many bytes say it.
-fn varint(bytes: &[u8]) -> Option<(u64, usize)> {
-    let last = bytes.iter().take(10).position(|byte| byte & 0x80 == 0)?;
-    let value = bytes[..=last].iter().rev().fold(0, |value, byte| value << 7 | u64::from(byte & 0x7f));
-    Some((value, last + 1))
 }
 
 #[cfg(test)]

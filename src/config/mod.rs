@@ -236,29 +236,19 @@ impl Default for Config {
 impl ModelSettings {
     fn read(reader: &mut Reader<'_>) -> Self {
         Self {
-            device: reader.parsed("device", |text| match text {
-                "auto" => Ok(None),
-                name => ExecutionProvider::from_name(name).map(Some).ok_or_else(|| {
-                    format!("must be auto, {}", ExecutionProvider::ALL.map(ExecutionProvider::name).join(", "))
-                }),
+            device: reader.parsed("device", |text| {
+                auto_or(text, ExecutionProvider::from_name, &ExecutionProvider::ALL.map(ExecutionProvider::name))
             }),
             device_id: reader.optional("device_id").unwrap_or_default(),
             precision: reader.parsed("precision", |text| match text {
-                "auto" => Ok(None),
                 "int8" => {
                     Err("is the graph's own: set variant to int8, or let tuning decide with tune_int8".to_owned())
                 }
-                name => Precision::from_name(name).map(Some).ok_or_else(|| {
-                    format!("must be auto, {}", Precision::OF_ANY_GRAPH.map(Precision::name).join(", "))
-                }),
+                _ => auto_or(text, Precision::from_name, &Precision::OF_ANY_GRAPH.map(Precision::name)),
             }),
             variant: reader.optional("variant"),
-            decode: reader.parsed("decode", |text| match text {
-                "auto" => Ok(None),
-                name => DecodeMode::from_name(name)
-                    .map(Some)
-                    .ok_or_else(|| format!("must be auto, {}", DecodeMode::ALL.map(DecodeMode::name).join(", "))),
-            }),
+            decode: reader
+                .parsed("decode", |text| auto_or(text, DecodeMode::from_name, &DecodeMode::ALL.map(DecodeMode::name))),
             batch_policy: BatchPolicy {
                 max_batch_size: reader.at_least_one("max_batch_size"),
                 max_queue_delay: reader.milliseconds("max_queue_delay_ms"),
@@ -298,6 +288,14 @@ impl ModelSettings {
     /// Inference threads of each of `instances` sessions.
     pub fn threads_for(&self, instances: usize) -> usize {
         self.threads.unwrap_or((usable_cores() / instances).max(1))
+    }
+}
+
+/// What is called `text`, one of `names`; `None` for `auto`.
+fn auto_or<T>(text: &str, from_name: fn(&str) -> Option<T>, names: &[&str]) -> Result<Option<T>, String> {
+    match text {
+        "auto" => Ok(None),
+        name => from_name(name).map(Some).ok_or_else(|| format!("must be auto, {}", names.join(", "))),
     }
 }
 

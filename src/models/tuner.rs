@@ -216,18 +216,19 @@ impl<B: Binding> Tuner<'_, B> {
         match gone_over {
             // As a solo session it may go on.
             Ok(sessions) if plan.max_batch_size == 1 => {
-                self.found.lone = Some((plan, sessions.clone()));
-                self.go_over_to_what_is_likely(plan, sessions);
+                self.found.lone = Some((plan, sessions));
+                self.go_over_to_what_is_likely();
             }
             Ok(_) => {}
             Err(error) => self.warn(&error, "the fastest arithmetic does not work"),
         }
     }
 
-    /// Adds a session a core for batches to the `lone` one that serves, where tuning may find that: measuring takes a while, and the
+    /// Adds a session a core for batches to the lone one that serves, where tuning may find that: measuring takes a while, and the
     /// longer the more comes meanwhile, of which lone items are the slowest way.
-    fn go_over_to_what_is_likely(&self, lone: Plan, solo: Vec<Warmed<B>>) {
+    fn go_over_to_what_is_likely(&self) {
         let Engine { opener, settings, .. } = self.engine;
+        let Some((lone, solo)) = &self.found.lone else { return };
         let instances = usable_cores().min(LIKELY.0);
         let is_likely = lone.provider.is_on_cpu()
             && settings.tuning.objective == Some(Objective::Throughput)
@@ -241,17 +242,26 @@ impl<B: Binding> Tuner<'_, B> {
             threads: usable_cores() / instances,
             max_batch_size: settings.batch_policy.max_batch_size.min(LIKELY.1),
             solo_threads: Some(lone.threads),
-            ..lone
+            ..*lone
         };
         let reason = "auto: likely, until batches have been measured".to_owned();
         self.engine.await_relieved(LAST_BATCH);
-        let gone_over = opener.open(&plan, &Use::of(&plan, plan.role())).and_then(|mut sessions| {
-            sessions.extend(solo);
-            self.engine.run(plan, sessions, reason, None)
-        });
-        if let Err(error) = gone_over {
+        if let Err(error) = self.run_beside(solo.clone(), plan, reason, None) {
             self.warn(&error, "what is likely does not work");
         }
+    }
+
+    /// Opens the plan's sessions for batches and goes over to them and the `solo` one.
+    fn run_beside(
+        &self,
+        solo: Vec<Warmed<B>>,
+        plan: Plan,
+        reason: String,
+        tuning: Option<Tuning>,
+    ) -> Result<(), LoadError> {
+        let mut sessions = self.engine.opener.open(&plan, &Use::of(&plan, plan.role()))?;
+        sessions.extend(solo);
+        self.engine.run(plan, sessions, reason, tuning)
     }
 
     /// All batch sizes of the arithmetics that come into question, the fastest first: in one session of all cores, and in more of
@@ -387,9 +397,7 @@ impl<B: Binding> Tuner<'_, B> {
                 solo
             }
         };
-        let mut sessions = opener.open(&plan, &Use::of(&plan, plan.role()))?;
-        sessions.extend(solo);
-        self.engine.run(plan, sessions, reason, Some(tuning))
+        self.run_beside(solo, plan, reason, Some(tuning))
     }
 
     fn warn(&self, error: &LoadError, what: &str) {

@@ -12,10 +12,11 @@ use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
 
 use super::assignment::{RECORD_KEY, nodes_by_provider};
 use super::batch_memory::BatchMemory;
+use super::feed_forward::in_blocks;
 use super::shared_session::SharedSession;
 use super::weights_in_file::{Slim, with_weights_in_file};
 use super::wide_pool::without_wide_pools;
-use super::{ExecutionProvider, Runtime, RuntimeError, SessionOptions};
+use super::{ExecutionProvider, Precision, Runtime, RuntimeError, SessionOptions};
 
 /// The session option for a graph that comes as bytes.
 const EXTERNAL_DATA_FOLDER_KEY: &str = "session.model_external_initializers_file_folder_path";
@@ -100,6 +101,11 @@ impl Graph {
         };
         // Others make fewer copies.
         let slim = if provider == ExecutionProvider::OpenVino { with_weights_in_file(path)? } else { None };
+        // f32 is the reference, so all its sums are made as the graph says.
+        let slim = match slim {
+            Some(slim) if options.precision == Precision::Bf16 => Some(in_blocks(slim, path)?),
+            slim => slim,
+        };
         // The cpu provider, which gets what OpenVINO leaves, would use weights where they lie in the file, at any address.
         let opened = slim.and_then(|slim| open(Some(slim)).ok());
         let opened = opened.filter(|(_, counts)| counts.keys().all(|name| name == provider.runtime_name()));

@@ -2,6 +2,7 @@
 
 mod assignment;
 mod batch_memory;
+mod feed_forward;
 mod graph;
 mod huge_pages;
 mod library;

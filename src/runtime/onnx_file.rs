@@ -169,12 +169,10 @@ impl<R: BufRead + Seek> Message<'_, R> {
                 numbers.push(integer);
                 Ok(false)
             }
-            (8, &Value::Bytes(length)) => message.nested(length, |mut packed| {
-                while packed.left > 0 {
-                    numbers.push(packed.varint()?);
-                }
+            (8, &Value::Bytes(length)) => {
+                numbers.extend(message.numbers(length)?);
                 Ok(true)
-            }),
+            }
             _ => Ok(false),
         })?;
         Ok((name, numbers))
@@ -210,17 +208,21 @@ impl<R: BufRead + Seek> Message<'_, R> {
                 values = values.saturating_mul(dimension);
                 Ok(false)
             }
-            (1, &Value::Bytes(length)) => message.nested(length, |mut packed| {
-                while packed.left > 0 {
-                    values = values.saturating_mul(packed.varint()?);
-                }
+            (1, &Value::Bytes(length)) => {
+                values = message.numbers(length)?.into_iter().fold(values, u64::saturating_mul);
                 Ok(true)
-            }),
+            }
             (2, &Value::Number(number)) => {
                 kind = number;
                 Ok(false)
             }
-            (13, &Value::Bytes(length)) => message.nested(length, |entry| entry.external_data(found)).map(|()| true),
+            (13, &Value::Bytes(length)) => {
+                let (key, text) = message.nested(length, |entry| entry.key_and_value())?;
+                if key == "location" {
+                    found.external_data.insert(PathBuf::from(text));
+                }
+                Ok(true)
+            }
             _ => Ok(false),
         })?;
         *found.parameters.entry(element_type(kind)).or_default() += values;
@@ -228,7 +230,7 @@ impl<R: BufRead + Seek> Message<'_, R> {
     }
 
     /// `StringStringEntryProto`: a key and its value.
-    fn external_data(mut self, found: &mut OnnxFile) -> io::Result<()> {
+    pub(super) fn key_and_value(mut self) -> io::Result<(String, String)> {
         let (mut key, mut text) = (String::new(), String::new());
         self.fields(|message, number, value| match (number, value) {
             (1 | 2, &Value::Bytes(length)) => {
@@ -237,10 +239,7 @@ impl<R: BufRead + Seek> Message<'_, R> {
             }
             _ => Ok(false),
         })?;
-        if key == "location" {
-            found.external_data.insert(PathBuf::from(text));
-        }
-        Ok(())
+        Ok((key, text))
     }
 }
 

@@ -24,7 +24,7 @@ impl<R: BufRead + Seek> Message<'_, R> {
         Ok(byte[0])
     }
 
-    pub(super) fn varint(&mut self) -> io::Result<u64> {
+    fn varint(&mut self) -> io::Result<u64> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -87,6 +87,17 @@ impl<R: BufRead + Seek> Message<'_, R> {
             let mut bytes = Vec::new();
             text.copy(&mut bytes)?;
             String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
+        })
+    }
+
+    /// The numbers that the next `length` bytes are.
+    pub(super) fn numbers(&mut self, length: u64) -> io::Result<Vec<u64>> {
+        self.nested(length, |mut packed| {
+            let mut numbers = Vec::new();
+            while packed.left > 0 {
+                numbers.push(packed.varint()?);
+            }
+            Ok(numbers)
         })
     }
 

@@ -2,7 +2,7 @@
 //! whole several times while a session is opened, which takes as long as compiling it, and memory for most of the copies at once.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Seek};
+use std::io::{self, BufRead, BufReader, Cursor, Seek};
 use std::path::{Path, PathBuf};
 
 use super::protobuf::{Message, Value, put_bytes, put_number};
@@ -12,20 +12,20 @@ use super::{OnnxFile, RuntimeError};
 const SMALLEST: u64 = 1024;
 
 /// Fields of `onnx.proto3` of ONNX.
-mod field {
+pub(super) mod field {
     /// `ModelProto.graph`.
-    pub(super) const GRAPH: u64 = 7;
+    pub(in crate::runtime) const GRAPH: u64 = 7;
     /// `GraphProto.initializer`.
-    pub(super) const INITIALIZER: u64 = 5;
+    pub(in crate::runtime) const INITIALIZER: u64 = 5;
     /// `TensorProto.raw_data`.
-    pub(super) const RAW_DATA: u64 = 9;
+    pub(in crate::runtime) const RAW_DATA: u64 = 9;
     /// `TensorProto.external_data`, each a `StringStringEntryProto` of a key and a value.
-    pub(super) const EXTERNAL_DATA: u64 = 13;
-    pub(super) const KEY: u64 = 1;
-    pub(super) const VALUE: u64 = 2;
+    pub(in crate::runtime) const EXTERNAL_DATA: u64 = 13;
+    pub(in crate::runtime) const KEY: u64 = 1;
+    pub(in crate::runtime) const VALUE: u64 = 2;
     /// `TensorProto.data_location`, of which 1 is `EXTERNAL`.
-    pub(super) const DATA_LOCATION: u64 = 14;
-    pub(super) const EXTERNAL: u64 = 1;
+    pub(in crate::runtime) const DATA_LOCATION: u64 = 14;
+    pub(in crate::runtime) const EXTERNAL: u64 = 1;
 }
 
 /// A graph whose large weights are told by their place in a file.
@@ -86,24 +86,58 @@ impl<R: BufRead + Seek> Message<'_, R> {
             _ => message.copy_field(number, *value, &mut slim),
         })?;
         if let Some((offset, length)) = place {
-            let entries =
-                [("location", name.to_owned()), ("offset", offset.to_string()), ("length", length.to_string())];
-            for (key, value) in entries {
-                let mut entry = Vec::new();
-                put_bytes(&mut entry, field::KEY, key.as_bytes());
-                put_bytes(&mut entry, field::VALUE, value.as_bytes());
-                put_bytes(&mut slim, field::EXTERNAL_DATA, &entry);
-            }
-            put_number(&mut slim, field::DATA_LOCATION, field::EXTERNAL);
+            Place { file: name.to_owned(), offset, length }.put(&mut slim);
         }
         Ok(slim)
     }
 }
 
+/// Where a tensor's values are: a part of a file.
+pub(super) struct Place {
+    /// The file's name.
+    pub(super) file: String,
+    /// In bytes.
+    pub(super) offset: u64,
+    /// In bytes.
+    pub(super) length: u64,
+}
+
+impl Place {
+    /// That which the `TensorProto` in `tensor` tells, if it tells all of it.
+    pub(super) fn read(tensor: &[u8]) -> io::Result<Option<Self>> {
+        let (mut file, mut offset, mut size) = (None, None, None);
+        Message { reader: &mut Cursor::new(tensor), left: tensor.len() as u64 }.fields(|message, number, value| {
+            let Value::Bytes(length) = *value else { return Ok(false) };
+            if number != field::EXTERNAL_DATA {
+                return Ok(false);
+            }
+            match message.nested(length, |entry| entry.key_and_value())? {
+                (key, value) if key == "location" => file = Some(value),
+                (key, value) if key == "offset" => offset = value.parse().ok(),
+                (key, value) if key == "length" => size = value.parse().ok(),
+                _ => {}
+            }
+            Ok(true)
+        })?;
+        Ok(file.zip(offset.zip(size)).map(|(file, (offset, length))| Self { file, offset, length }))
+    }
+
+    /// Appends the fields of a `TensorProto` that tell it.
+    pub(super) fn put(&self, tensor: &mut Vec<u8>) {
+        let entries =
+            [("location", self.file.clone()), ("offset", self.offset.to_string()), ("length", self.length.to_string())];
+        for (key, value) in entries {
+            let mut entry = Vec::new();
+            put_bytes(&mut entry, field::KEY, key.as_bytes());
+            put_bytes(&mut entry, field::VALUE, value.as_bytes());
+            put_bytes(tensor, field::EXTERNAL_DATA, &entry);
+        }
+        put_number(tensor, field::DATA_LOCATION, field::EXTERNAL);
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io::Cursor;
-
     use super::*;
 
     fn graph(model: &str) -> PathBuf {

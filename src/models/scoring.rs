@@ -7,7 +7,7 @@ use super::opener::Binding;
 use super::text_encoder::TokenBinding;
 use super::{LoadContext, LoadError};
 use crate::postprocess::{FunctionToApply, dot, normalize};
-use crate::runtime::{ExecutionProvider, Graph, Precision, RuntimeError, SessionOptions};
+use crate::runtime::{Graph, RuntimeError, SessionOptions};
 use crate::text::Embedding;
 
 /// How a dual encoder scores a label.
@@ -61,18 +61,7 @@ fn measure(
     folder: &DualEncoderFolder,
     binding: &TokenBinding,
 ) -> Result<(f32, f32), LoadError> {
-    let options = SessionOptions {
-        provider: ExecutionProvider::Cpu,
-        precision: Precision::F32,
-        threads: 1,
-        parallel_runs: 1,
-        dimensions: Vec::new(),
-        largest_side: binding.largest_side(),
-        device_id: 0,
-        max_batch_size: PROBES.len(),
-        input_shapes: Vec::new(),
-        cache_dir: context.cache_dir.clone(),
-    };
+    let options = SessionOptions::reference(binding.largest_side(), PROBES.len(), context.cache_dir.clone());
     let failed = |problem: String| RuntimeError::Graph(format!("{}: {problem}", path.display()));
     let graph = Graph::open(&context.runtime, path, &options)?;
     let mut binding = binding.bind(graph.inputs()).map_err(failed)?;

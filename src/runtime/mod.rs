@@ -8,6 +8,8 @@ mod huge_pages;
 mod library;
 mod memory;
 mod onnx_file;
+mod onnx_graph;
+mod onnx_proto;
 mod protobuf;
 mod provider;
 mod shared_session;

@@ -9,8 +9,8 @@ use std::io::{self, BufRead, BufReader, Seek};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
-use super::RuntimeError;
 use super::protobuf::{Message, Value};
+use super::{RuntimeError, onnx_proto as proto};
 
 /// The weights and the open dimensions of a graph.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl<R: BufRead + Seek> Message<'_, R> {
     fn model(mut self, found: &mut OnnxFile) -> io::Result<()> {
         let mut has_graph = false;
         self.fields(|message, number, value| match (number, value) {
-            (7, &Value::Bytes(length)) => {
+            (proto::model::GRAPH, &Value::Bytes(length)) => {
                 has_graph = true;
                 message.nested(length, |graph| graph.graph(found)).map(|()| true)
             }
@@ -110,15 +110,17 @@ impl<R: BufRead + Seek> Message<'_, R> {
     /// `GraphProto`: its nodes, initializers and inputs. Weights inside nodes (`Constant`) are few and small in exports.
     fn graph(mut self, found: &mut OnnxFile) -> io::Result<()> {
         self.fields(|message, number, value| match (number, value) {
-            (1, &Value::Bytes(length)) => {
+            (proto::graph::NODE, &Value::Bytes(length)) => {
                 let start = message.reader.stream_position()?;
                 if let Some(window) = message.nested(length, |node| node.unpadded_window())? {
                     found.unpadded_pools.push(UnpaddedPool { node: start..start + length, window });
                 }
                 Ok(true)
             }
-            (5, &Value::Bytes(length)) => message.nested(length, |tensor| tensor.tensor(found)).map(|()| true),
-            (11, &Value::Bytes(length)) => {
+            (proto::graph::INITIALIZER, &Value::Bytes(length)) => {
+                message.nested(length, |tensor| tensor.tensor(found)).map(|()| true)
+            }
+            (proto::graph::INPUT, &Value::Bytes(length)) => {
                 let mut dimensions = Vec::new();
                 message.nested(length, |input| input.dimensions(INPUT_TO_DIMENSIONS, &mut dimensions))?;
                 if dimensions.iter().any(Option::is_some) {
@@ -135,11 +137,11 @@ impl<R: BufRead + Seek> Message<'_, R> {
     fn unpadded_window(mut self) -> io::Result<Option<u64>> {
         let (mut is_pool, mut window, mut is_plain, mut goes_beyond) = (false, None, true, false);
         self.fields(|message, number, value| match (number, value) {
-            (4, &Value::Bytes(length)) => {
+            (proto::node::OPERATOR, &Value::Bytes(length)) => {
                 is_pool = message.text(length)? == "AveragePool";
                 Ok(true)
             }
-            (5, &Value::Bytes(length)) if is_pool => {
+            (proto::node::ATTRIBUTE, &Value::Bytes(length)) if is_pool => {
                 let (name, numbers) = message.nested(length, |attribute| attribute.attribute())?;
                 match name.as_str() {
                     "kernel_shape" => window = numbers.into_iter().min(),
@@ -161,15 +163,15 @@ impl<R: BufRead + Seek> Message<'_, R> {
     fn attribute(mut self) -> io::Result<(String, Vec<u64>)> {
         let (mut name, mut numbers) = (String::new(), Vec::new());
         self.fields(|message, number, value| match (number, value) {
-            (1, &Value::Bytes(length)) => {
+            (proto::attribute::NAME, &Value::Bytes(length)) => {
                 name = message.text(length)?;
                 Ok(true)
             }
-            (3 | 8, &Value::Number(integer)) => {
+            (proto::attribute::INTEGER | proto::attribute::INTEGERS, &Value::Number(integer)) => {
                 numbers.push(integer);
                 Ok(false)
             }
-            (8, &Value::Bytes(length)) => {
+            (proto::attribute::INTEGERS, &Value::Bytes(length)) => {
                 numbers.extend(message.numbers(length)?);
                 Ok(true)
             }
@@ -204,19 +206,19 @@ impl<R: BufRead + Seek> Message<'_, R> {
     fn tensor(mut self, found: &mut OnnxFile) -> io::Result<()> {
         let (mut values, mut kind) = (1_u64, 0);
         self.fields(|message, number, value| match (number, value) {
-            (1, &Value::Number(dimension)) => {
+            (proto::tensor::DIMENSION, &Value::Number(dimension)) => {
                 values = values.saturating_mul(dimension);
                 Ok(false)
             }
-            (1, &Value::Bytes(length)) => {
+            (proto::tensor::DIMENSION, &Value::Bytes(length)) => {
                 values = message.numbers(length)?.into_iter().fold(values, u64::saturating_mul);
                 Ok(true)
             }
-            (2, &Value::Number(number)) => {
+            (proto::tensor::DATA_TYPE, &Value::Number(number)) => {
                 kind = number;
                 Ok(false)
             }
-            (13, &Value::Bytes(length)) => {
+            (proto::tensor::EXTERNAL_DATA, &Value::Bytes(length)) => {
                 let (key, text) = message.nested(length, |entry| entry.key_and_value())?;
                 if key == "location" {
                     found.external_data.insert(PathBuf::from(text));
@@ -233,8 +235,8 @@ impl<R: BufRead + Seek> Message<'_, R> {
     pub(super) fn key_and_value(mut self) -> io::Result<(String, String)> {
         let (mut key, mut text) = (String::new(), String::new());
         self.fields(|message, number, value| match (number, value) {
-            (1 | 2, &Value::Bytes(length)) => {
-                *(if number == 1 { &mut key } else { &mut text }) = message.text(length)?;
+            (proto::entry::KEY | proto::entry::VALUE, &Value::Bytes(length)) => {
+                *(if number == proto::entry::KEY { &mut key } else { &mut text }) = message.text(length)?;
                 Ok(true)
             }
             _ => Ok(false),

@@ -155,6 +155,22 @@ pub struct SessionOptions {
 }
 
 impl SessionOptions {
+    /// The reference: f32 on the CPU, one run at a time in one thread.
+    pub fn reference(largest_side: usize, max_batch_size: usize, cache_dir: PathBuf) -> Self {
+        Self {
+            provider: ExecutionProvider::Cpu,
+            precision: Precision::F32,
+            threads: 1,
+            parallel_runs: 1,
+            dimensions: Vec::new(),
+            largest_side,
+            device_id: 0,
+            max_batch_size,
+            input_shapes: Vec::new(),
+            cache_dir,
+        }
+    }
+
     /// May several threads run one session at once, so that its weights are there but once? ONNX Runtime allows it throughout,
     /// but only providers on the CPU have been seen to keep to that.
     pub fn shares_sessions(provider: ExecutionProvider, threads: usize) -> bool {

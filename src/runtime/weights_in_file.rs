@@ -6,27 +6,10 @@ use std::io::{self, BufRead, BufReader, Cursor, Seek};
 use std::path::{Path, PathBuf};
 
 use super::protobuf::{Message, Value, put_bytes, put_number};
-use super::{OnnxFile, RuntimeError};
+use super::{OnnxFile, RuntimeError, onnx_proto as proto};
 
 /// Smaller weights stay in the graph, in bytes. Some of them are parameters of nodes, which providers expect there.
 const SMALLEST: u64 = 1024;
-
-/// Fields of `onnx.proto3` of ONNX.
-pub(super) mod field {
-    /// `ModelProto.graph`.
-    pub(in crate::runtime) const GRAPH: u64 = 7;
-    /// `GraphProto.initializer`.
-    pub(in crate::runtime) const INITIALIZER: u64 = 5;
-    /// `TensorProto.raw_data`.
-    pub(in crate::runtime) const RAW_DATA: u64 = 9;
-    /// `TensorProto.external_data`, each a `StringStringEntryProto` of a key and a value.
-    pub(in crate::runtime) const EXTERNAL_DATA: u64 = 13;
-    pub(in crate::runtime) const KEY: u64 = 1;
-    pub(in crate::runtime) const VALUE: u64 = 2;
-    /// `TensorProto.data_location`, of which 1 is `EXTERNAL`.
-    pub(in crate::runtime) const DATA_LOCATION: u64 = 14;
-    pub(in crate::runtime) const EXTERNAL: u64 = 1;
-}
 
 /// A graph whose large weights are told by their place in a file.
 pub(super) struct Slim {
@@ -54,8 +37,9 @@ pub(super) fn with_weights_in_file(path: &Path) -> Result<Option<Slim>, RuntimeE
         let file = File::open(&path)?;
         let left = file.metadata()?.len();
         let model = Message { reader: &mut BufReader::new(file), left };
-        let bytes = model
-            .with_slim(field::GRAPH, |graph| graph.with_slim(field::INITIALIZER, |tensor| tensor.slim_tensor(name)))?;
+        let bytes = model.with_slim(proto::model::GRAPH, |graph| {
+            graph.with_slim(proto::graph::INITIALIZER, |tensor| tensor.slim_tensor(name))
+        })?;
         Ok(Some(Slim { bytes, folder: folder.to_owned() }))
     };
     slim().map_err(|error: io::Error| RuntimeError::Graph(format!("{}: {error}", path.display())))
@@ -79,7 +63,7 @@ impl<R: BufRead + Seek> Message<'_, R> {
     fn slim_tensor(mut self, name: &str) -> io::Result<Vec<u8>> {
         let (mut slim, mut place) = (Vec::new(), None);
         self.fields(|message, number, value| match (number, *value) {
-            (field::RAW_DATA, Value::Bytes(length)) if length >= SMALLEST => {
+            (proto::tensor::RAW_DATA, Value::Bytes(length)) if length >= SMALLEST => {
                 place = Some((message.reader.stream_position()?, length));
                 Ok(false)
             }
@@ -108,7 +92,7 @@ impl Place {
         let (mut file, mut offset, mut size) = (None, None, None);
         Message { reader: &mut Cursor::new(tensor), left: tensor.len() as u64 }.fields(|message, number, value| {
             let Value::Bytes(length) = *value else { return Ok(false) };
-            if number != field::EXTERNAL_DATA {
+            if number != proto::tensor::EXTERNAL_DATA {
                 return Ok(false);
             }
             match message.nested(length, |entry| entry.key_and_value())? {
@@ -128,11 +112,11 @@ impl Place {
             [("location", self.file.clone()), ("offset", self.offset.to_string()), ("length", self.length.to_string())];
         for (key, value) in entries {
             let mut entry = Vec::new();
-            put_bytes(&mut entry, field::KEY, key.as_bytes());
-            put_bytes(&mut entry, field::VALUE, value.as_bytes());
-            put_bytes(tensor, field::EXTERNAL_DATA, &entry);
+            put_bytes(&mut entry, proto::entry::KEY, key.as_bytes());
+            put_bytes(&mut entry, proto::entry::VALUE, value.as_bytes());
+            put_bytes(tensor, proto::tensor::EXTERNAL_DATA, &entry);
         }
-        put_number(tensor, field::DATA_LOCATION, field::EXTERNAL);
+        put_number(tensor, proto::tensor::DATA_LOCATION, proto::tensor::EXTERNAL);
     }
 }
 
@@ -165,13 +149,13 @@ mod tests {
         for weights in [&large, &small] {
             let mut tensor = Vec::new();
             put_number(&mut tensor, 1, 3);
-            put_bytes(&mut tensor, field::RAW_DATA, weights);
-            put_bytes(&mut graph, field::INITIALIZER, &tensor);
+            put_bytes(&mut tensor, proto::tensor::RAW_DATA, weights);
+            put_bytes(&mut graph, proto::graph::INITIALIZER, &tensor);
         }
         // A number of fixed size, as attributes have them.
         graph.extend([20 << 3 & 0x7f | 0x80 | 5, 1, 1, 2, 3, 4]);
         let mut model = Vec::new();
-        put_bytes(&mut model, field::GRAPH, &graph);
+        put_bytes(&mut model, proto::model::GRAPH, &graph);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.onnx");
         std::fs::write(&path, &model).unwrap();

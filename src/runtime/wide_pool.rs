@@ -5,21 +5,12 @@
 use std::io::{self, Cursor};
 use std::path::Path;
 
+use super::onnx_proto::node as proto;
 use super::protobuf::{Message, put_bytes};
 use super::{OnnxFile, RuntimeError};
 
 /// What the node becomes.
 const OPERATOR: &[u8] = b"GlobalAveragePool";
-
-/// Fields of `NodeProto` (`onnx.proto3` of ONNX).
-mod field {
-    pub(super) const INPUT: u64 = 1;
-    pub(super) const OUTPUT: u64 = 2;
-    pub(super) const NAME: u64 = 3;
-    pub(super) const OP_TYPE: u64 = 4;
-    pub(super) const DOC_STRING: u8 = 6;
-    pub(super) const DOMAIN: u64 = 7;
-}
 
 /// Of protobuf: the field's value is bytes, and their number comes first.
 const BYTES: u8 = 2;
@@ -57,14 +48,14 @@ fn pool_globally(node: &mut [u8]) -> Option<()> {
     let mut new = Vec::with_capacity(node.len());
     let mut before = Message { reader: &mut Cursor::new(&*node), left: node.len() as u64 };
     let copied = before.fields(|message, number, value| match number {
-        field::INPUT | field::OUTPUT | field::NAME | field::DOMAIN => message.copy_field(number, *value, &mut new),
+        proto::INPUT | proto::OUTPUT | proto::NAME | proto::DOMAIN => message.copy_field(number, *value, &mut new),
         _ => Ok(false),
     });
     copied.ok()?;
-    put_bytes(&mut new, field::OP_TYPE, OPERATOR);
+    put_bytes(&mut new, proto::OPERATOR, OPERATOR);
     // The comment's length takes two bytes, whatever it is.
     let comment = node.len().checked_sub(new.len() + 3).filter(|&length| length < 1 << 14)?;
-    new.extend([field::DOC_STRING << 3 | BYTES, comment as u8 | 0x80, (comment >> 7) as u8]);
+    new.extend([(proto::DOC_STRING << 3) as u8 | BYTES, comment as u8 | 0x80, (comment >> 7) as u8]);
     new.resize(node.len(), b' ');
     node.copy_from_slice(&new);
     Some(())

@@ -1,0 +1,301 @@
+//! An ONNX graph in memory, as far as rewriting it needs: nodes, initializers, and who reads what.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::{self, Cursor};
+
+use super::onnx_proto as proto;
+use super::protobuf::{Message, Value, put_bytes, put_number};
+use super::weights_in_file::Place;
+
+/// `ModelProto`, of a graph whose large weights are in a file.
+pub(super) struct Model {
+    pub(super) graph: Graph,
+    /// Of ONNX's own operators.
+    pub(super) opset: u64,
+    /// All else, as it is.
+    rest: Vec<u8>,
+}
+
+impl Model {
+    pub(super) fn read(bytes: &[u8]) -> io::Result<Self> {
+        let (mut rest, mut graph, mut opset) = (Vec::new(), None, 0);
+        fields_of(bytes, |message, number, value| match (number, value) {
+            (proto::model::GRAPH, Value::Bytes(length)) => {
+                graph = Some(Graph::read(&bytes_of(message, length)?)?);
+                Ok(true)
+            }
+            (proto::model::OPSET, Value::Bytes(length)) => {
+                let imported = bytes_of(message, length)?;
+                opset = opset.max(default_version(&imported)?);
+                put_bytes(&mut rest, number, &imported);
+                Ok(true)
+            }
+            _ => message.copy_field(number, value, &mut rest),
+        })?;
+        Ok(Self { graph: graph.ok_or(io::ErrorKind::InvalidData)?, opset, rest })
+    }
+
+    /// The model with another `GraphProto`.
+    pub(super) fn with_graph(mut self, graph: &[u8]) -> Vec<u8> {
+        put_bytes(&mut self.rest, proto::model::GRAPH, graph);
+        self.rest
+    }
+}
+
+/// `GraphProto`.
+pub(super) struct Graph {
+    pub(super) nodes: Vec<Node>,
+    pub(super) initializers: Vec<Tensor>,
+    pub(super) outputs: BTreeSet<String>,
+    /// The nodes that read each value, once for each time they do.
+    readers: HashMap<String, Vec<usize>>,
+    /// All else, as it is.
+    pub(super) rest: Vec<u8>,
+}
+
+impl Graph {
+    pub(super) fn read(bytes: &[u8]) -> io::Result<Self> {
+        let (mut nodes, mut initializers, mut outputs, mut rest) =
+            (Vec::new(), Vec::new(), BTreeSet::new(), Vec::new());
+        fields_of(bytes, |message, number, value| match (number, value) {
+            (proto::graph::NODE, Value::Bytes(length)) => {
+                nodes.push(Node::read(bytes_of(message, length)?)?);
+                Ok(true)
+            }
+            (proto::graph::INITIALIZER, Value::Bytes(length)) => {
+                initializers.push(Tensor::read(bytes_of(message, length)?)?);
+                Ok(true)
+            }
+            (proto::graph::OUTPUT, Value::Bytes(length)) => {
+                let output = bytes_of(message, length)?;
+                fields_of(&output, |message, number, value| match (number, value) {
+                    (proto::value_info::NAME, Value::Bytes(length)) => Ok(outputs.insert(message.text(length)?)),
+                    _ => Ok(false),
+                })?;
+                put_bytes(&mut rest, number, &output);
+                Ok(true)
+            }
+            _ => message.copy_field(number, value, &mut rest),
+        })?;
+        let mut readers: HashMap<String, Vec<usize>> = HashMap::new();
+        for (index, node) in nodes.iter().enumerate() {
+            for input in &node.inputs {
+                readers.entry(input.clone()).or_default().push(index);
+            }
+        }
+        Ok(Self { nodes, initializers, outputs, readers, rest })
+    }
+
+    pub(super) fn readers(&self, value: &str) -> &[usize] {
+        self.readers.get(value).map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn initializer(&self, name: &str) -> Option<&Tensor> {
+        self.initializers.iter().find(|tensor| tensor.name == name)
+    }
+
+    pub(super) fn is_scalar(&self, value: &str) -> bool {
+        self.initializer(value).is_some_and(|tensor| tensor.values() == 1)
+            || self.nodes.iter().any(|node| node.is_scalar && node.outputs[0] == value)
+    }
+
+    /// The vector of `width` values that `value` always is: an initializer, or another name of one.
+    pub(super) fn is_vector(&self, value: &str, width: u64) -> bool {
+        let other_name = || {
+            let node = self.nodes.iter().find(|node| node.outputs.iter().any(|output| output == value))?;
+            self.initializer(node.inputs.first().filter(|_| node.operator == "Identity")?)
+        };
+        self.initializer(value).or_else(other_name).is_some_and(|tensor| tensor.shape == [width])
+    }
+}
+
+/// `NodeProto`.
+pub(super) struct Node {
+    pub(super) bytes: Vec<u8>,
+    /// With its domain before it where that is not ONNX's own.
+    pub(super) operator: String,
+    pub(super) inputs: Vec<String>,
+    pub(super) outputs: Vec<String>,
+    /// A `Constant` of one value.
+    is_scalar: bool,
+}
+
+impl Node {
+    pub(super) fn read(bytes: Vec<u8>) -> io::Result<Self> {
+        let (mut operator, mut domain, mut inputs, mut outputs) =
+            (String::new(), String::new(), Vec::new(), Vec::new());
+        let mut is_scalar = false;
+        fields_of(&bytes, |message, number, value| {
+            let Value::Bytes(length) = value else { return Ok(false) };
+            match number {
+                proto::node::INPUT => inputs.push(message.text(length)?),
+                proto::node::OUTPUT => outputs.push(message.text(length)?),
+                proto::node::OPERATOR => operator = message.text(length)?,
+                proto::node::DOMAIN => domain = message.text(length)?,
+                proto::node::ATTRIBUTE => is_scalar |= is_scalar_attribute(&bytes_of(message, length)?)?,
+                _ => return Ok(false),
+            }
+            Ok(true)
+        })?;
+        is_scalar &= operator == "Constant";
+        if !matches!(domain.as_str(), "" | "ai.onnx") {
+            operator = format!("{domain}.{operator}");
+        }
+        Ok(Self { bytes, operator, inputs, outputs, is_scalar })
+    }
+
+    /// The node of a block, with the names that this block has for what it reads and writes.
+    pub(super) fn renamed(&self, block: u64, name: impl Fn(&str) -> String) -> io::Result<Vec<u8>> {
+        let mut renamed = Vec::new();
+        fields_of(&self.bytes, |message, number, value| match (number, value) {
+            (proto::node::INPUT | proto::node::OUTPUT, Value::Bytes(length)) => {
+                put_bytes(&mut renamed, number, name(&message.text(length)?).as_bytes());
+                Ok(true)
+            }
+            (proto::node::NAME, Value::Bytes(length)) => {
+                put_bytes(&mut renamed, number, format!("{}/{block}", message.text(length)?).as_bytes());
+                Ok(true)
+            }
+            _ => message.copy_field(number, value, &mut renamed),
+        })?;
+        Ok(renamed)
+    }
+}
+
+/// `AttributeProto`: a number, or a tensor of one value.
+fn is_scalar_attribute(attribute: &[u8]) -> io::Result<bool> {
+    let mut is_scalar = false;
+    fields_of(attribute, |message, number, value| match (number, value) {
+        (proto::attribute::TENSOR, Value::Bytes(length)) => {
+            is_scalar = Tensor::read(bytes_of(message, length)?)?.values() == 1;
+            Ok(true)
+        }
+        (proto::attribute::FLOAT, _) => {
+            is_scalar = true;
+            Ok(false)
+        }
+        _ => Ok(false),
+    })?;
+    Ok(is_scalar)
+}
+
+/// `TensorProto`.
+pub(super) struct Tensor {
+    pub(super) bytes: Vec<u8>,
+    pub(super) name: String,
+    pub(super) shape: Vec<u64>,
+    pub(super) data_type: u64,
+    /// Where its values are, if in a file.
+    pub(super) place: Option<Place>,
+}
+
+impl Tensor {
+    pub(super) fn read(bytes: Vec<u8>) -> io::Result<Self> {
+        let (mut name, mut shape, mut data_type) = (String::new(), Vec::new(), 0);
+        fields_of(&bytes, |message, number, value| match (number, value) {
+            (proto::tensor::DIMENSION, Value::Number(dimension)) => {
+                shape.push(dimension);
+                Ok(false)
+            }
+            (proto::tensor::DIMENSION, Value::Bytes(length)) => {
+                shape.extend(message.numbers(length)?);
+                Ok(true)
+            }
+            (proto::tensor::DATA_TYPE, Value::Number(number)) => {
+                data_type = number;
+                Ok(false)
+            }
+            (proto::tensor::NAME, Value::Bytes(length)) => {
+                name = message.text(length)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        })?;
+        let place = Place::read(&bytes)?;
+        Ok(Self { bytes, name, shape, data_type, place })
+    }
+
+    pub(super) fn values(&self) -> u64 {
+        self.shape.iter().product()
+    }
+
+    /// One of `blocks` equal parts of the rows of a matrix in a file.
+    pub(super) fn rows(&self, block: u64, blocks: u64, name: &str) -> Option<Vec<u8>> {
+        let place = self.place.as_ref()?;
+        let length = place.length / blocks;
+        let mut rows = Vec::new();
+        put_number(&mut rows, proto::tensor::DIMENSION, self.shape[0] / blocks);
+        put_number(&mut rows, proto::tensor::DIMENSION, self.shape[1]);
+        put_number(&mut rows, proto::tensor::DATA_TYPE, self.data_type);
+        put_bytes(&mut rows, proto::tensor::NAME, name.as_bytes());
+        Place { file: place.file.clone(), offset: place.offset + block * length, length }.put(&mut rows);
+        Some(rows)
+    }
+}
+
+/// `TensorProto`: `size`, `count` times.
+pub(super) fn equal_sizes(name: &str, count: u64, size: u64) -> Vec<u8> {
+    let mut tensor = Vec::new();
+    put_number(&mut tensor, proto::tensor::DIMENSION, count);
+    put_number(&mut tensor, proto::tensor::DATA_TYPE, proto::tensor::INT64);
+    put_bytes(&mut tensor, proto::tensor::NAME, name.as_bytes());
+    put_bytes(&mut tensor, proto::tensor::RAW_DATA, &size.to_le_bytes().repeat(count as usize));
+    tensor
+}
+
+/// `NodeProto`, called like its first output.
+pub(super) fn node(
+    operator: &str,
+    inputs: &[&str],
+    outputs: &[impl AsRef<str>],
+    attribute: Option<(&str, u64)>,
+) -> Vec<u8> {
+    let mut node = Vec::new();
+    for input in inputs {
+        put_bytes(&mut node, proto::node::INPUT, input.as_bytes());
+    }
+    for output in outputs {
+        put_bytes(&mut node, proto::node::OUTPUT, output.as_ref().as_bytes());
+    }
+    put_bytes(&mut node, proto::node::NAME, outputs[0].as_ref().as_bytes());
+    put_bytes(&mut node, proto::node::OPERATOR, operator.as_bytes());
+    if let Some((name, integer)) = attribute {
+        let mut attribute = Vec::new();
+        put_bytes(&mut attribute, proto::attribute::NAME, name.as_bytes());
+        put_number(&mut attribute, proto::attribute::INTEGER, integer);
+        put_number(&mut attribute, proto::attribute::TYPE, proto::attribute::TYPE_INTEGER);
+        put_bytes(&mut node, proto::node::ATTRIBUTE, &attribute);
+    }
+    node
+}
+
+type Bytes<'b> = Message<'b, Cursor<&'b [u8]>>;
+
+/// Goes through the fields of the message that `bytes` are.
+fn fields_of(bytes: &[u8], mut inside: impl FnMut(&mut Bytes<'_>, u64, Value) -> io::Result<bool>) -> io::Result<()> {
+    let mut message = Message { reader: &mut Cursor::new(bytes), left: bytes.len() as u64 };
+    message.fields(|message, number, value| inside(message, number, *value))
+}
+
+fn bytes_of(message: &mut Bytes<'_>, length: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    message.nested(length, |nested| nested.copy(&mut bytes))?;
+    Ok(bytes)
+}
+
+/// `OperatorSetIdProto`: the version of ONNX's own operators; 0 for those of others.
+fn default_version(opset: &[u8]) -> io::Result<u64> {
+    let (mut domain, mut version) = (String::new(), 0);
+    fields_of(opset, |message, number, value| match (number, value) {
+        (proto::opset::DOMAIN, Value::Bytes(length)) => {
+            domain = message.text(length)?;
+            Ok(true)
+        }
+        (proto::opset::VERSION, Value::Number(number)) => {
+            version = number;
+            Ok(false)
+        }
+        _ => Ok(false),
+    })?;
+    Ok(if domain.is_empty() { version } else { 0 })
+}

@@ -1,0 +1,72 @@
+//! The numbers of those fields of `onnx.proto3` of ONNX that are read or written here, message by message.
+
+/// `ModelProto`.
+pub(super) mod model {
+    pub(in crate::runtime) const GRAPH: u64 = 7;
+    pub(in crate::runtime) const OPSET: u64 = 8;
+}
+
+/// `OperatorSetIdProto`.
+pub(super) mod opset {
+    pub(in crate::runtime) const DOMAIN: u64 = 1;
+    pub(in crate::runtime) const VERSION: u64 = 2;
+}
+
+/// `GraphProto`.
+pub(super) mod graph {
+    pub(in crate::runtime) const NODE: u64 = 1;
+    pub(in crate::runtime) const INITIALIZER: u64 = 5;
+    pub(in crate::runtime) const INPUT: u64 = 11;
+    pub(in crate::runtime) const OUTPUT: u64 = 12;
+}
+
+/// `ValueInfoProto`.
+pub(super) mod value_info {
+    pub(in crate::runtime) const NAME: u64 = 1;
+}
+
+/// `NodeProto`.
+pub(super) mod node {
+    pub(in crate::runtime) const INPUT: u64 = 1;
+    pub(in crate::runtime) const OUTPUT: u64 = 2;
+    pub(in crate::runtime) const NAME: u64 = 3;
+    pub(in crate::runtime) const OPERATOR: u64 = 4;
+    pub(in crate::runtime) const ATTRIBUTE: u64 = 5;
+    pub(in crate::runtime) const DOC_STRING: u64 = 6;
+    pub(in crate::runtime) const DOMAIN: u64 = 7;
+}
+
+/// `AttributeProto`.
+pub(super) mod attribute {
+    pub(in crate::runtime) const NAME: u64 = 1;
+    pub(in crate::runtime) const FLOAT: u64 = 2;
+    pub(in crate::runtime) const INTEGER: u64 = 3;
+    pub(in crate::runtime) const TENSOR: u64 = 5;
+    pub(in crate::runtime) const INTEGERS: u64 = 8;
+    pub(in crate::runtime) const TYPE: u64 = 20;
+    /// `AttributeType.INT`.
+    pub(in crate::runtime) const TYPE_INTEGER: u64 = 2;
+}
+
+/// `TensorProto`.
+pub(super) mod tensor {
+    pub(in crate::runtime) const DIMENSION: u64 = 1;
+    pub(in crate::runtime) const DATA_TYPE: u64 = 2;
+    pub(in crate::runtime) const NAME: u64 = 8;
+    pub(in crate::runtime) const RAW_DATA: u64 = 9;
+    /// `StringStringEntryProto`s, each of a key and a value.
+    pub(in crate::runtime) const EXTERNAL_DATA: u64 = 13;
+    pub(in crate::runtime) const DATA_LOCATION: u64 = 14;
+    /// `DataType.FLOAT`.
+    pub(in crate::runtime) const FLOAT: u64 = 1;
+    /// `DataType.INT64`.
+    pub(in crate::runtime) const INT64: u64 = 7;
+    /// `DataLocation.EXTERNAL`.
+    pub(in crate::runtime) const EXTERNAL: u64 = 1;
+}
+
+/// `StringStringEntryProto`.
+pub(super) mod entry {
+    pub(in crate::runtime) const KEY: u64 = 1;
+    pub(in crate::runtime) const VALUE: u64 = 2;
+}

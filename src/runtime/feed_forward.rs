@@ -7,18 +7,13 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use super::onnx_graph::{Graph, Model, Node, Tensor, equal_sizes, node};
+use super::onnx_graph::{Graph, Model, Node, SPLIT_BY_INPUT, Tensor, node, sizes};
 use super::protobuf::put_bytes;
 use super::weights_in_file::Slim;
-use super::{RuntimeError, onnx_proto as proto};
+use super::{CORE_CACHE, RuntimeError, onnx_proto as proto};
 
-/// Layers whose matrices fill more than this, in bytes of bf16, are cut: the cache (L2) of each core of the Xeons with AMX. Each
-/// block's matrix fills at most half of it: the other half is for what is multiplied with it.
-const CACHE: u64 = 2 << 20;
 /// Widths of blocks are multiples of it: kernels compute so many columns at once.
 const COLUMNS: u64 = 64;
-/// The first version of ONNX whose `Split` is told the sizes by an input.
-const SPLIT_BY_INPUT: u64 = 13;
 
 /// What may stand between the two matrices: each value comes from the one in its place.
 const ELEMENTWISE: [&str; 10] = ["Add", "Sub", "Mul", "Div", "Pow", "Erf", "Tanh", "Sigmoid", "Relu", "Gelu"];
@@ -30,7 +25,7 @@ const NESTING: [&str; 3] = ["If", "Loop", "Scan"];
 /// # Errors
 /// [`RuntimeError::Graph`]: it is no whole ONNX model.
 pub(super) fn in_blocks(slim: Slim, path: &Path) -> Result<Slim, RuntimeError> {
-    match cut(&slim.bytes, CACHE) {
+    match cut(&slim.bytes, CORE_CACHE) {
         Ok(Some(bytes)) => Ok(Slim { bytes, ..slim }),
         Ok(None) => Ok(slim),
         Err(error) => Err(RuntimeError::Graph(format!("{}: {error}", path.display()))),
@@ -164,17 +159,14 @@ impl Graph {
         let end = &self.nodes[layer.products[1]].outputs[0];
         let of_block = |block: u64, value: &str| format!("{value}/{end}/{block}");
         // Columns lie apart in the file, so this matrix is cut when the graph is opened; the rows of the other are told by their places.
-        let sizes = format!("{end}/sizes");
-        put_bytes(
-            graph,
-            proto::graph::INITIALIZER,
-            &equal_sizes(&sizes, layer.blocks, layer.first.shape[1] / layer.blocks),
-        );
+        let widths = format!("{end}/widths");
+        let width = layer.first.shape[1] / layer.blocks;
+        put_bytes(graph, proto::graph::INITIALIZER, &sizes(&widths, &vec![width; layer.blocks as usize]));
         for (value, axis) in
             [Some((layer.first.name.as_str(), 1)), layer.bias.map(|(_, bias)| (bias, 0))].into_iter().flatten()
         {
             let parts: Vec<_> = (0..layer.blocks).map(|block| of_block(block, value)).collect();
-            put_bytes(graph, proto::graph::NODE, &node("Split", &[value, &sizes], &parts, Some(("axis", axis))));
+            put_bytes(graph, proto::graph::NODE, &node("Split", &[value, &widths], &parts, Some(("axis", axis))));
         }
         let nodes: Vec<_> = layer.nodes().map(|node| &self.nodes[node]).collect();
         let mut own: BTreeSet<_> = nodes.iter().flat_map(|node| &node.outputs).map(String::as_str).collect();
@@ -187,7 +179,7 @@ impl Graph {
             }
             let name = |value: &str| if own.contains(value) { of_block(block, value) } else { value.to_owned() };
             for node in &nodes {
-                put_bytes(graph, proto::graph::NODE, &node.renamed(block, name)?);
+                put_bytes(graph, proto::graph::NODE, &node.renamed(&block.to_string(), name)?);
             }
             if block > 0 {
                 let next =
@@ -212,46 +204,13 @@ fn blocks(width: u64, height: u64, cache: u64) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use ndarray::{Array2, CowArray};
-
-    use super::super::protobuf::put_number;
-    use super::super::weights_in_file::with_weights_in_file;
-    use super::super::{Graph as OpenGraph, Runtime, SessionOptions, Tensor as Batch};
+    use super::super::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
     use super::*;
 
-    const HEIGHT: usize = 32;
-    const WIDTH: usize = 192;
+    const HEIGHT: u64 = 32;
+    const WIDTH: u64 = 192;
     /// A third of the matrices fits in half of it.
-    const SMALL_CACHE: u64 = (HEIGHT * 64 * 2 * 2) as u64;
-
-    /// `TensorProto` of floats that differ.
-    fn tensor(name: &str, shape: &[usize]) -> Vec<u8> {
-        let values = (0..shape.iter().product()).map(|index: usize| ((index * 37 % 101) as f32 - 50.0) / 200.0);
-        let mut tensor = Vec::new();
-        for &dimension in shape {
-            put_number(&mut tensor, proto::tensor::DIMENSION, dimension as u64);
-        }
-        put_number(&mut tensor, proto::tensor::DATA_TYPE, proto::tensor::FLOAT);
-        put_bytes(&mut tensor, proto::tensor::NAME, name.as_bytes());
-        put_bytes(&mut tensor, proto::tensor::RAW_DATA, &values.flat_map(f32::to_le_bytes).collect::<Vec<_>>());
-        tensor
-    }
-
-    /// `ValueInfoProto` of a matrix of two rows.
-    fn value(name: &str, columns: usize) -> Vec<u8> {
-        let (mut shape, mut tensor, mut of_type, mut info) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for size in [2, columns] {
-            let mut dimension = Vec::new();
-            put_number(&mut dimension, 1, size as u64);
-            put_bytes(&mut shape, 1, &dimension);
-        }
-        put_number(&mut tensor, 1, proto::tensor::FLOAT);
-        put_bytes(&mut tensor, 2, &shape);
-        put_bytes(&mut of_type, 1, &tensor);
-        put_bytes(&mut info, proto::value_info::NAME, name.as_bytes());
-        put_bytes(&mut info, 2, &of_type);
-        info
-    }
+    const SMALL_CACHE: u64 = HEIGHT * 64 * 2 * 2;
 
     /// A feed-forward layer as CLIP has them: `out = x + silu(x·A + a)·B`.
     fn layer() -> Vec<Vec<u8>> {
@@ -268,53 +227,23 @@ mod tests {
     }
 
     /// Writes a model of these nodes into `folder`, and reads it without its weights.
-    fn model(folder: &Path, nodes: &[Vec<u8>], outputs: &[(&str, usize)], opset: u64) -> Slim {
-        let (mut graph, mut model, mut version) = (Vec::new(), Vec::new(), Vec::new());
-        for node in nodes {
-            put_bytes(&mut graph, proto::graph::NODE, node);
-        }
-        put_bytes(&mut graph, 2, b"graph");
-        let tensors: [(&str, &[usize]); 5] = [
+    fn model(folder: &Path, nodes: &[Vec<u8>], outputs: &[(&str, u64)], opset: u64) -> Slim {
+        let tensors: [(&str, &[u64]); 5] = [
             ("A", &[HEIGHT, WIDTH]),
             ("bias", &[WIDTH]),
             ("scale", &[]),
             ("B", &[WIDTH, HEIGHT]),
             ("C", &[WIDTH, WIDTH]),
         ];
-        for (name, shape) in tensors {
-            put_bytes(&mut graph, proto::graph::INITIALIZER, &tensor(name, shape));
-        }
-        put_bytes(&mut graph, proto::graph::INPUT, &value("x", HEIGHT));
-        for (name, columns) in outputs {
-            put_bytes(&mut graph, proto::graph::OUTPUT, &value(name, *columns));
-        }
-        put_number(&mut model, 1, 8);
-        put_bytes(&mut model, proto::model::GRAPH, &graph);
-        put_number(&mut version, proto::opset::VERSION, opset);
-        put_bytes(&mut model, proto::model::OPSET, &version);
-        let path = folder.join("model.onnx");
-        std::fs::write(&path, model).unwrap();
-        with_weights_in_file(&path).unwrap().unwrap()
+        let tensors = tensors.map(|(name, shape)| differing_floats(name, shape));
+        let outputs: Vec<_> = outputs.iter().map(|&(name, columns)| value(name, &[2, columns])).collect();
+        write_model(folder, nodes, &tensors, &[value("x", &[2, HEIGHT])], &outputs, opset)
     }
 
     /// Cuts the model in `folder` and runs it whole and cut; returns the cut one.
     fn cut_and_compare(folder: &Path, slim: &Slim, cache: u64) -> Graph {
         let bytes = cut(&slim.bytes, cache).unwrap().unwrap();
-        std::fs::write(folder.join("cut.onnx"), &bytes).unwrap();
-        let options = SessionOptions::reference(8, 2, folder.to_owned());
-        let runtime = Runtime::load(None).unwrap();
-        let x = Array2::from_shape_fn((2, HEIGHT), |(row, column)| ((row * 7 + column * 3) % 11) as f32 / 5.0 - 1.0);
-        let [whole, blocks] = ["model.onnx", "cut.onnx"].map(|name| {
-            let graph = OpenGraph::open(&runtime, &folder.join(name), &options).unwrap();
-            graph.run(&[("x", Batch::F32(CowArray::from(x.view().into_dyn())))], "out").unwrap()
-        });
-        let apart = (&whole - &blocks).iter().fold(0_f32, |largest, difference| largest.max(difference.abs()));
-        assert!(apart < 1e-5 && whole.iter().any(|value| value.abs() > 0.1), "{apart} apart: {whole} {blocks}");
-        Model::read(&bytes).unwrap().graph
-    }
-
-    fn count(graph: &Graph, operator: &str) -> usize {
-        graph.nodes.iter().filter(|node| node.operator == operator).count()
+        same_answers(folder, &bytes, ("x", differing_values(&[2, HEIGHT as usize])), "out")
     }
 
     #[test]
@@ -338,24 +267,24 @@ mod tests {
             node("MatMul", &["bounded", "C"], &["out"], None),
         ];
         let slim = model(folder.path(), &chain, &[("out", WIDTH)], 17);
-        let graph = cut_and_compare(folder.path(), &slim, (WIDTH * 64 * 2 * 2) as u64);
+        let graph = cut_and_compare(folder.path(), &slim, WIDTH * 64 * 2 * 2);
         assert_eq!((count(&graph, "Relu"), count(&graph, "Tanh"), count(&graph, "MatMul")), (3, 1, 7));
     }
 
     #[test]
     fn what_is_no_such_layer_or_small_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let is_cut = |nodes: &[Vec<u8>], outputs: &[(&str, usize)], opset, cache| {
+        let is_cut = |nodes: &[Vec<u8>], outputs: &[(&str, u64)], opset, cache| {
             cut(&model(folder.path(), nodes, outputs, opset).bytes, cache).unwrap().is_some()
         };
-        let out: &[(&str, usize)] = &[("out", HEIGHT)];
+        let out: &[(&str, u64)] = &[("out", HEIGHT)];
         let with = |index: usize, node: Vec<u8>| {
             let mut nodes = layer();
             nodes[index] = node;
             nodes
         };
         assert!(is_cut(&layer(), out, 17, SMALL_CACHE));
-        assert!(!is_cut(&layer(), out, 17, CACHE), "fits the cache");
+        assert!(!is_cut(&layer(), out, 17, CORE_CACHE), "fits the cache");
         assert!(!is_cut(&layer(), out, 12, SMALL_CACHE), "Split has its sizes as an attribute");
         assert!(!is_cut(&layer(), &[("out", HEIGHT), ("gate", WIDTH)], 17, SMALL_CACHE), "the middle is an output");
         assert!(!is_cut(&layer(), &[("out", HEIGHT), ("product", WIDTH)], 17, SMALL_CACHE), "a product is one");
@@ -369,9 +298,9 @@ mod tests {
 
     #[test]
     fn blocks_are_as_few_as_fit_and_of_whole_columns() {
-        assert_eq!(blocks(3072, 768, CACHE), Some(6), "ViT-B and CLIP");
-        assert_eq!(blocks(1536, 384, CACHE), None, "ViT-S fits");
-        assert_eq!(blocks(4096, 1024, CACHE), Some(8), "ViT-L");
-        assert_eq!(blocks(3071, 768, CACHE), None, "no number fits");
+        assert_eq!(blocks(3072, 768, CORE_CACHE), Some(6), "ViT-B and CLIP");
+        assert_eq!(blocks(1536, 384, CORE_CACHE), None, "ViT-S fits");
+        assert_eq!(blocks(4096, 1024, CORE_CACHE), Some(8), "ViT-L");
+        assert_eq!(blocks(3071, 768, CORE_CACHE), None, "no number fits");
     }
 }

@@ -14,6 +14,7 @@ use super::assignment::{RECORD_KEY, nodes_by_provider};
 use super::batch_memory::BatchMemory;
 use super::feed_forward::in_blocks;
 use super::shared_session::SharedSession;
+use super::side_by_side::side_by_side;
 use super::weights_in_file::{Slim, with_weights_in_file};
 use super::wide_pool::without_wide_pools;
 use super::{ExecutionProvider, Precision, Runtime, RuntimeError, SessionOptions};
@@ -103,7 +104,9 @@ impl Graph {
         let slim = if provider == ExecutionProvider::OpenVino { with_weights_in_file(path)? } else { None };
         // f32 is the reference, so all its sums are made as the graph says.
         let slim = match slim {
-            Some(slim) if options.precision == Precision::Bf16 => Some(in_blocks(slim, path)?),
+            Some(slim) if options.precision == Precision::Bf16 => {
+                Some(side_by_side(in_blocks(slim, path)?, path, &options.dimensions)?)
+            }
             slim => slim,
         };
         // The cpu provider, which gets what OpenVINO leaves, would use weights where they lie in the file, at any address.

@@ -90,8 +90,15 @@ fn element_type(number: u64) -> &'static str {
     }
 }
 
-/// `ValueInfoProto.type`, `TypeProto.tensor_type`, `Tensor.shape`, `TensorShapeProto.dim`.
-const INPUT_TO_DIMENSIONS: &[u64] = &[2, 1, 2, 1];
+/// A dimension as a graph tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Dimension {
+    Fixed(u64),
+    /// Open, under this name.
+    Named(String),
+    /// Open.
+    Nameless,
+}
 
 impl<R: BufRead + Seek> Message<'_, R> {
     /// `ModelProto`: its graph.
@@ -121,8 +128,12 @@ impl<R: BufRead + Seek> Message<'_, R> {
                 message.nested(length, |tensor| tensor.tensor(found)).map(|()| true)
             }
             (proto::graph::INPUT, &Value::Bytes(length)) => {
-                let mut dimensions = Vec::new();
-                message.nested(length, |input| input.dimensions(INPUT_TO_DIMENSIONS, &mut dimensions))?;
+                let names = |dimension| match dimension {
+                    Dimension::Named(name) => Some(name),
+                    Dimension::Fixed(_) | Dimension::Nameless => None,
+                };
+                let dimensions = message.nested(length, |input| input.dimensions())?;
+                let dimensions: Vec<_> = dimensions.into_iter().map(names).collect();
                 if dimensions.iter().any(Option::is_some) {
                     found.open_inputs.push(dimensions);
                 }
@@ -160,7 +171,7 @@ impl<R: BufRead + Seek> Message<'_, R> {
     }
 
     /// `AttributeProto`: its name and its integers.
-    fn attribute(mut self) -> io::Result<(String, Vec<u64>)> {
+    pub(super) fn attribute(mut self) -> io::Result<(String, Vec<u64>)> {
         let (mut name, mut numbers) = (String::new(), Vec::new());
         self.fields(|message, number, value| match (number, value) {
             (proto::attribute::NAME, &Value::Bytes(length)) => {
@@ -180,23 +191,35 @@ impl<R: BufRead + Seek> Message<'_, R> {
         Ok((name, numbers))
     }
 
-    /// Follows the nested fields `path` from a `ValueInfoProto` to the dimensions of its shape, and reads their names.
-    fn dimensions(mut self, path: &[u64], found: &mut Vec<Option<String>>) -> io::Result<()> {
+    /// `ValueInfoProto`: its dimensions.
+    pub(super) fn dimensions(self) -> io::Result<Vec<Dimension>> {
+        let mut found = Vec::new();
+        self.dimensions_at(proto::value_info::TO_DIMENSIONS, &mut found)?;
+        Ok(found)
+    }
+
+    /// Follows the nested fields `path` to dimensions.
+    fn dimensions_at(mut self, path: &[u64], found: &mut Vec<Dimension>) -> io::Result<()> {
         let Some((field, rest)) = path.split_first() else {
-            let mut name = None;
+            let mut dimension = Dimension::Nameless;
             self.fields(|message, number, value| match (number, value) {
-                (2, &Value::Bytes(length)) => {
-                    name = Some(message.text(length)?).filter(|name| !name.is_empty());
+                (proto::dimension::SIZE, &Value::Number(size)) => {
+                    dimension = Dimension::Fixed(size);
+                    Ok(false)
+                }
+                (proto::dimension::NAME, &Value::Bytes(length)) => {
+                    let name = message.text(length)?;
+                    dimension = if name.is_empty() { Dimension::Nameless } else { Dimension::Named(name) };
                     Ok(true)
                 }
                 _ => Ok(false),
             })?;
-            found.push(name);
+            found.push(dimension);
             return Ok(());
         };
         self.fields(|message, number, value| match value {
             &Value::Bytes(length) if number == *field => {
-                message.nested(length, |inner| inner.dimensions(rest, found)).map(|()| true)
+                message.nested(length, |inner| inner.dimensions_at(rest, found)).map(|()| true)
             }
             _ => Ok(false),
         })

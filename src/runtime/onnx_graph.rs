@@ -1,11 +1,15 @@
 //! An ONNX graph in memory, as far as rewriting it needs: nodes, initializers, and who reads what.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Cursor};
 
+use super::onnx_file::Dimension;
 use super::onnx_proto as proto;
 use super::protobuf::{Message, Value, put_bytes, put_number};
 use super::weights_in_file::Place;
+
+/// The first version of ONNX whose `Split` is told the sizes by an input, as here.
+pub(super) const SPLIT_BY_INPUT: u64 = 13;
 
 /// `ModelProto`, of a graph whose large weights are in a file.
 pub(super) struct Model {
@@ -46,6 +50,8 @@ impl Model {
 pub(super) struct Graph {
     pub(super) nodes: Vec<Node>,
     pub(super) initializers: Vec<Tensor>,
+    /// By their names.
+    pub(super) inputs: BTreeMap<String, Vec<Dimension>>,
     pub(super) outputs: BTreeSet<String>,
     /// The nodes that read each value, once for each time they do.
     readers: HashMap<String, Vec<usize>>,
@@ -55,8 +61,8 @@ pub(super) struct Graph {
 
 impl Graph {
     pub(super) fn read(bytes: &[u8]) -> io::Result<Self> {
-        let (mut nodes, mut initializers, mut outputs, mut rest) =
-            (Vec::new(), Vec::new(), BTreeSet::new(), Vec::new());
+        let (mut nodes, mut initializers, mut rest) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut inputs, mut outputs) = (BTreeMap::new(), BTreeSet::new());
         fields_of(bytes, |message, number, value| match (number, value) {
             (proto::graph::NODE, Value::Bytes(length)) => {
                 nodes.push(Node::read(bytes_of(message, length)?)?);
@@ -66,12 +72,15 @@ impl Graph {
                 initializers.push(Tensor::read(bytes_of(message, length)?)?);
                 Ok(true)
             }
+            (proto::graph::INPUT, Value::Bytes(length)) => {
+                let input = bytes_of(message, length)?;
+                inputs.insert(name_of(&input)?, message_of(&mut Cursor::new(&input)).dimensions()?);
+                put_bytes(&mut rest, number, &input);
+                Ok(true)
+            }
             (proto::graph::OUTPUT, Value::Bytes(length)) => {
                 let output = bytes_of(message, length)?;
-                fields_of(&output, |message, number, value| match (number, value) {
-                    (proto::value_info::NAME, Value::Bytes(length)) => Ok(outputs.insert(message.text(length)?)),
-                    _ => Ok(false),
-                })?;
+                outputs.insert(name_of(&output)?);
                 put_bytes(&mut rest, number, &output);
                 Ok(true)
             }
@@ -83,7 +92,7 @@ impl Graph {
                 readers.entry(input.clone()).or_default().push(index);
             }
         }
-        Ok(Self { nodes, initializers, outputs, readers, rest })
+        Ok(Self { nodes, initializers, inputs, outputs, readers, rest })
     }
 
     pub(super) fn readers(&self, value: &str) -> &[usize] {
@@ -144,8 +153,21 @@ impl Node {
         Ok(Self { bytes, operator, inputs, outputs, is_scalar })
     }
 
-    /// The node of a block, with the names that this block has for what it reads and writes.
-    pub(super) fn renamed(&self, block: u64, name: impl Fn(&str) -> String) -> io::Result<Vec<u8>> {
+    /// The integers of each of its attributes; none for those of other types.
+    pub(super) fn integers(&self) -> io::Result<HashMap<String, Vec<u64>>> {
+        let mut attributes = HashMap::new();
+        fields_of(&self.bytes, |message, number, value| match (number, value) {
+            (proto::node::ATTRIBUTE, Value::Bytes(length)) => {
+                attributes.extend([message.nested(length, |attribute| attribute.attribute())?]);
+                Ok(true)
+            }
+            _ => Ok(false),
+        })?;
+        Ok(attributes)
+    }
+
+    /// The node under another name, which ends with `end`, with other names for what it reads and writes.
+    pub(super) fn renamed(&self, end: &str, name: impl Fn(&str) -> String) -> io::Result<Vec<u8>> {
         let mut renamed = Vec::new();
         fields_of(&self.bytes, |message, number, value| match (number, value) {
             (proto::node::INPUT | proto::node::OUTPUT, Value::Bytes(length)) => {
@@ -153,7 +175,7 @@ impl Node {
                 Ok(true)
             }
             (proto::node::NAME, Value::Bytes(length)) => {
-                put_bytes(&mut renamed, number, format!("{}/{block}", message.text(length)?).as_bytes());
+                put_bytes(&mut renamed, number, format!("{}/{end}", message.text(length)?).as_bytes());
                 Ok(true)
             }
             _ => message.copy_field(number, value, &mut renamed),
@@ -233,13 +255,29 @@ impl Tensor {
     }
 }
 
-/// `TensorProto`: `size`, `count` times.
-pub(super) fn equal_sizes(name: &str, count: u64, size: u64) -> Vec<u8> {
+/// `TensorProto`: a list of sizes.
+pub(super) fn sizes(name: &str, sizes: &[u64]) -> Vec<u8> {
     let mut tensor = Vec::new();
-    put_number(&mut tensor, proto::tensor::DIMENSION, count);
+    put_number(&mut tensor, proto::tensor::DIMENSION, sizes.len() as u64);
     put_number(&mut tensor, proto::tensor::DATA_TYPE, proto::tensor::INT64);
     put_bytes(&mut tensor, proto::tensor::NAME, name.as_bytes());
-    put_bytes(&mut tensor, proto::tensor::RAW_DATA, &size.to_le_bytes().repeat(count as usize));
+    put_bytes(
+        &mut tensor,
+        proto::tensor::RAW_DATA,
+        &sizes.iter().flat_map(|size| size.to_le_bytes()).collect::<Vec<_>>(),
+    );
+    tensor
+}
+
+/// `TensorProto`: floats.
+pub(super) fn floats(name: &str, shape: &[u64], values: impl Iterator<Item = f32>) -> Vec<u8> {
+    let mut tensor = Vec::new();
+    for &dimension in shape {
+        put_number(&mut tensor, proto::tensor::DIMENSION, dimension);
+    }
+    put_number(&mut tensor, proto::tensor::DATA_TYPE, proto::tensor::FLOAT);
+    put_bytes(&mut tensor, proto::tensor::NAME, name.as_bytes());
+    put_bytes(&mut tensor, proto::tensor::RAW_DATA, &values.flat_map(f32::to_le_bytes).collect::<Vec<_>>());
     tensor
 }
 
@@ -269,18 +307,38 @@ pub(super) fn node(
     node
 }
 
-type Bytes<'b> = Message<'b, Cursor<&'b [u8]>>;
+type Bytes<'m, 'b> = Message<'m, Cursor<&'b [u8]>>;
 
-/// Goes through the fields of the message that `bytes` are.
-fn fields_of(bytes: &[u8], mut inside: impl FnMut(&mut Bytes<'_>, u64, Value) -> io::Result<bool>) -> io::Result<()> {
-    let mut message = Message { reader: &mut Cursor::new(bytes), left: bytes.len() as u64 };
-    message.fields(|message, number, value| inside(message, number, *value))
+fn message_of<'m, 'b>(bytes: &'m mut Cursor<&'b [u8]>) -> Bytes<'m, 'b> {
+    let left = bytes.get_ref().len() as u64;
+    Message { reader: bytes, left }
 }
 
-fn bytes_of(message: &mut Bytes<'_>, length: u64) -> io::Result<Vec<u8>> {
+/// Goes through the fields of the message that `bytes` are.
+fn fields_of(
+    bytes: &[u8],
+    mut inside: impl FnMut(&mut Bytes<'_, '_>, u64, Value) -> io::Result<bool>,
+) -> io::Result<()> {
+    message_of(&mut Cursor::new(bytes)).fields(|message, number, value| inside(message, number, *value))
+}
+
+fn bytes_of(message: &mut Bytes<'_, '_>, length: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     message.nested(length, |nested| nested.copy(&mut bytes))?;
     Ok(bytes)
+}
+
+/// `ValueInfoProto`: its name.
+fn name_of(value: &[u8]) -> io::Result<String> {
+    let mut name = String::new();
+    fields_of(value, |message, number, value| match (number, value) {
+        (proto::value_info::NAME, Value::Bytes(length)) => {
+            name = message.text(length)?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    })?;
+    Ok(name)
 }
 
 /// `OperatorSetIdProto`: the version of ONNX's own operators; 0 for those of others.

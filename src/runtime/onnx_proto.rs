@@ -23,6 +23,14 @@ pub(super) mod graph {
 /// `ValueInfoProto`.
 pub(super) mod value_info {
     pub(in crate::runtime) const NAME: u64 = 1;
+    /// `ValueInfoProto.type`, `TypeProto.tensor_type`, `Tensor.shape`, `TensorShapeProto.dim`: the way to a tensor's dimensions.
+    pub(in crate::runtime) const TO_DIMENSIONS: &[u64] = &[2, 1, 2, 1];
+}
+
+/// `TensorShapeProto.Dimension`.
+pub(super) mod dimension {
+    pub(in crate::runtime) const SIZE: u64 = 1;
+    pub(in crate::runtime) const NAME: u64 = 2;
 }
 
 /// `NodeProto`.
@@ -46,6 +54,9 @@ pub(super) mod attribute {
     pub(in crate::runtime) const TYPE: u64 = 20;
     /// `AttributeType.INT`.
     pub(in crate::runtime) const TYPE_INTEGER: u64 = 2;
+    /// `AttributeType.INTS`.
+    #[cfg(test)]
+    pub(in crate::runtime) const TYPE_INTEGERS: u64 = 7;
 }
 
 /// `TensorProto`.

@@ -10,7 +10,7 @@ use super::opener::{Binding, Opener, Plan, Use, Warmed, first_plan, providers};
 use super::probe::Probe;
 use super::timing::batch_sizes;
 use super::trial;
-use super::tuning::{Candidate, Latitude, Speed, Tuning, choose, judge};
+use super::tuning::{Candidate, LIKELY_BATCH, Latitude, Speed, Tuning, choose, judge};
 use crate::batching::{InferenceError, Role};
 use crate::config::{ModelSettings, Objective, usable_cores};
 use crate::runtime::Precision;
@@ -30,8 +30,8 @@ const LAST_BATCH: Duration = Duration::from_secs(2);
 /// Most sessions that are tried on a GPU.
 const GPU_INSTANCES: usize = 4;
 
-/// Sessions at most, and images in a batch, that are likely to be found best, or nearly so.
-const LIKELY: (usize, usize) = (8, 4);
+/// Sessions at most that are likely to be found best, or nearly so.
+const LIKELY_INSTANCES: usize = 8;
 
 /// Where 16-bit floating point is this near to another arithmetic with lone items, it is ahead with more of them, for which it has to
 /// fetch no more weights.
@@ -229,7 +229,7 @@ impl<B: Binding> Tuner<'_, B> {
     fn go_over_to_what_is_likely(&self) {
         let Engine { opener, settings, .. } = self.engine;
         let Some((lone, solo)) = &self.found.lone else { return };
-        let instances = usable_cores().min(LIKELY.0);
+        let instances = usable_cores().min(LIKELY_INSTANCES);
         let is_likely = lone.provider.is_on_cpu()
             && settings.tuning.objective == Some(Objective::Throughput)
             && opener.latitude(settings) == Latitude::SoloSession
@@ -240,7 +240,7 @@ impl<B: Binding> Tuner<'_, B> {
         let plan = Plan {
             instances,
             threads: usable_cores() / instances,
-            max_batch_size: settings.batch_policy.max_batch_size.min(LIKELY.1),
+            max_batch_size: settings.batch_policy.max_batch_size.min(LIKELY_BATCH),
             solo_threads: Some(lone.threads),
             ..*lone
         };

@@ -57,10 +57,11 @@ mod avx2 {
         last[..(rows - copied) * stride].copy_from_slice(&pixels[copied * stride..rows * stride]);
         let groups = (0..copied).step_by(ROWS).map(|row| &pixels[row * stride..]);
         let groups = groups.chain((0..rows - copied).step_by(ROWS).map(|row| &last[row * stride..]));
-        let mut four = [vec![0; target], vec![0; target], vec![0; target], vec![0; target]];
+        // Pixels are written by four bytes, of which the last is then the next one's.
+        let mut four: [Vec<u8>; ROWS] = std::array::from_fn(|_| vec![0; target + 1]);
         for (group, place) in groups.zip(output.chunks_mut((ROWS * target).max(1))) {
             four_rows(kernel, group, stride, first, &mut four);
-            place.chunks_exact_mut(target).zip(&four).for_each(|(place, row)| place.copy_from_slice(row));
+            place.chunks_exact_mut(target).zip(&four).for_each(|(place, row)| place.copy_from_slice(&row[..target]));
         }
         output
     }
@@ -78,44 +79,52 @@ mod avx2 {
         ));
         let precision = _mm_cvtsi32_si128(kernel.precision as i32);
         let half = _mm256_set1_epi32(kernel.half());
-        let [a, b, c, d] = output;
-        let outputs = a.as_chunks_mut::<3>().0.iter_mut().zip(b.as_chunks_mut::<3>().0);
-        let outputs = outputs.zip(c.as_chunks_mut::<3>().0.iter_mut().zip(d.as_chunks_mut::<3>().0));
-        for ((start, weights), ((a, b), (c, d))) in kernel.each().zip(outputs) {
+        for (index, (start, weights)) in kernel.each().enumerate() {
             let (mut ab, mut cd) = (half, half);
-            let mut at = (start - first) * 3;
-            for &[w0, w1, w2, w3] in weights.as_chunks::<LANES>().0 {
+            // All that is read for this pixel, of four rows: the last block ends behind the last weight's pixel.
+            let at = (start - first) * 3;
+            let read = &pixels[at..][..(ROWS - 1) * stride + weights.len() * 3 + BLOCK - LANES * 3];
+            for (step, &[w0, w1, w2, w3]) in weights.as_chunks::<LANES>().0.iter().enumerate() {
                 let (one, two) = (_mm256_set1_epi32(pair(w0, w1)), _mm256_set1_epi32(pair(w2, w3)));
-                let upper = two_blocks(&pixels[at..], &pixels[at + stride..]);
-                let lower = two_blocks(&pixels[at + 2 * stride..], &pixels[at + 3 * stride..]);
+                #[expect(unsafe_code, reason = "a check of each block takes as long as what is computed with it")]
+                // SAFETY: `step` is less than a fourth of the weights, and `row` less than `ROWS`, so the block is within `read`.
+                let block =
+                    |row: usize| unsafe { _mm_loadu_si128(read.as_ptr().add(row * stride + step * LANES * 3).cast()) };
+                let (upper, lower) = (_mm256_set_m128i(block(1), block(0)), _mm256_set_m128i(block(3), block(2)));
                 ab = _mm256_add_epi32(ab, _mm256_madd_epi16(_mm256_shuffle_epi8(upper, first_two), one));
                 cd = _mm256_add_epi32(cd, _mm256_madd_epi16(_mm256_shuffle_epi8(lower, first_two), one));
                 ab = _mm256_add_epi32(ab, _mm256_madd_epi16(_mm256_shuffle_epi8(upper, next_two), two));
                 cd = _mm256_add_epi32(cd, _mm256_madd_epi16(_mm256_shuffle_epi8(lower, next_two), two));
-                at += LANES * 3;
             }
             // Packing saturates, which is what clamping is.
             let (ab, cd) = (_mm256_sra_epi32(ab, precision), _mm256_sra_epi32(cd, precision));
             let words = _mm256_packs_epi32(ab, cd);
             let bytes = _mm256_packus_epi16(words, words);
-            let [a0, a1, a2, _, c0, c1, c2, _] = _mm256_extract_epi64::<0>(bytes).to_le_bytes();
-            let [b0, b1, b2, _, d0, d1, d2, _] = _mm256_extract_epi64::<2>(bytes).to_le_bytes();
-            (*a, *b, *c, *d) = ([a0, a1, a2], [b0, b1, b2], [c0, c1, c2], [d0, d1, d2]);
+            let (ac, bd) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
+            let (a, b) = (_mm_cvtsi128_si32(ac), _mm_cvtsi128_si32(bd));
+            let (c, d) = (_mm_extract_epi32::<1>(ac), _mm_extract_epi32::<1>(bd));
+            for (row, pixel) in output.iter_mut().zip([a, b, c, d]) {
+                row[index * 3..][..4].copy_from_slice(&pixel.to_le_bytes());
+            }
         }
     }
 
     #[target_feature(enable = "avx2")]
     pub(super) fn vertical(kernel: &Kernel, pixels: &[u8], stride: usize, first: usize, output: &mut [u8]) -> usize {
         let precision = _mm_cvtsi32_si128(kernel.precision as i32);
-        let last = (pixels.len() / stride.max(1)).saturating_sub(1);
+        let Some(last) = (pixels.len() / stride.max(1)).checked_sub(1) else { return 0 };
         let done = stride / BLOCK * BLOCK;
         for ((start, weights), target) in kernel.each().zip(output.chunks_exact_mut(stride.max(1))) {
             for (block, place) in target.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
                 let (mut left, mut right) = (_mm256_set1_epi32(kernel.half()), _mm256_set1_epi32(kernel.half()));
+                #[expect(unsafe_code, reason = "a check of each block takes as long as what is computed with it")]
+                // SAFETY: there are rows up to `last`, and `block` is a whole one of a row. (Weights of 0 may reach beyond the last row.)
+                let block_of = |row: usize| unsafe {
+                    _mm_loadu_si128(pixels.as_ptr().add(row.min(last) * stride + block * BLOCK).cast())
+                };
                 for (step, &[w0, w1]) in weights.as_chunks::<2>().0.iter().enumerate() {
-                    // Weights of 0 may reach beyond the last row.
-                    let row = |row: usize| block_of(&pixels[row.min(last) * stride + block * BLOCK..]);
-                    let (upper, lower) = (row(start - first + 2 * step), row(start - first + 2 * step + 1));
+                    let row = start - first + 2 * step;
+                    let (upper, lower) = (block_of(row), block_of(row + 1));
                     let weights = _mm256_set1_epi32(pair(w0, w1));
                     let low = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(upper, lower));
                     let high = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(upper, lower));
@@ -136,19 +145,5 @@ mod avx2 {
     /// Two weights as the multiplication takes them.
     fn pair(first: i16, second: i16) -> i32 {
         i32::from(first) & 0xffff | i32::from(second) << 16
-    }
-
-    #[target_feature(enable = "avx2")]
-    fn two_blocks(lower: &[u8], upper: &[u8]) -> __m256i {
-        _mm256_set_m128i(block_of(upper), block_of(lower))
-    }
-
-    /// The first 16 bytes.
-    #[target_feature(enable = "avx2")]
-    #[expect(unsafe_code, reason = "put together byte by byte it takes three times as long")]
-    fn block_of(bytes: &[u8]) -> __m128i {
-        let block = bytes.first_chunk::<BLOCK>().unwrap_or(&[0; BLOCK]);
-        // SAFETY: there are as many bytes, and they need no alignment.
-        unsafe { _mm_loadu_si128(block.as_ptr().cast()) }
     }
 }

@@ -25,11 +25,7 @@ const NESTING: [&str; 3] = ["If", "Loop", "Scan"];
 /// # Errors
 /// [`RuntimeError::Graph`]: it is no whole ONNX model.
 pub(super) fn in_blocks(slim: Slim, path: &Path) -> Result<Slim, RuntimeError> {
-    match cut(&slim.bytes, CORE_CACHE) {
-        Ok(Some(bytes)) => Ok(Slim { bytes, ..slim }),
-        Ok(None) => Ok(slim),
-        Err(error) => Err(RuntimeError::Graph(format!("{}: {error}", path.display()))),
-    }
+    slim.rewritten(path, |model| cut(model, CORE_CACHE))
 }
 
 /// The model with its feed-forward layers in blocks; `None` if none of their matrices fills more than `cache` bytes.

@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 
 use super::feature_maps::{Shape, Window};
-use super::onnx_graph::{Graph, Model, Node, SPLIT_BY_INPUT, floats, node, sizes};
+use super::onnx_graph::{Graph, Model, Node, SPLIT_BY_INPUT, Tensor, floats, node, sizes};
 use super::protobuf::put_bytes;
 use super::weights_in_file::Slim;
 use super::{CORE_CACHE, RuntimeError, onnx_proto as proto};
@@ -22,11 +22,7 @@ const WEIGHTS_TO_MAPS: u64 = 4;
 /// # Errors
 /// [`RuntimeError::Graph`]: it is no whole ONNX model.
 pub(super) fn side_by_side(slim: Slim, path: &Path, open: &[(String, usize)]) -> Result<Slim, RuntimeError> {
-    match widened(&slim.bytes, open, CORE_CACHE) {
-        Ok(Some(bytes)) => Ok(Slim { bytes, ..slim }),
-        Ok(None) => Ok(slim),
-        Err(error) => Err(RuntimeError::Graph(format!("{}: {error}", path.display()))),
-    }
+    slim.rewritten(path, |model| widened(model, open, CORE_CACHE))
 }
 
 /// The model with its convolutions whose weights fill at least `cache` bytes of bf16 on wide maps; `None` if there are none.
@@ -75,16 +71,17 @@ impl Graph {
         cache: u64,
     ) -> io::Result<Option<Convolution<'g>>> {
         let convolution = |window: Window| {
-            let weights = self.initializer(node.inputs.get(1)?).filter(|weights| weights.place.is_some())?.values();
+            let is_usable = |weights: &&Tensor| weights.data_type == proto::tensor::FLOAT && weights.place.is_some();
+            let weights = self.initializer(node.inputs.get(1)?).filter(is_usable)?.values();
             let (input, output) = (*maps.get(node.inputs[0].as_str())?, *maps.get(node.outputs[0].as_str())?);
-            let values = |[_, channels, height, width]: Shape| channels * height * width;
+            let values = |[_, channels, height, width]: Shape| channels.saturating_mul(height).saturating_mul(width);
             // Those whose windows lie beside each other, as patches do, read a large map once, and were slower.
             let overlaps = window.kernel == [1; 2] || window.kernel[1] > window.strides[1];
             let is_worth_it = input[0] > 1
                 && window.groups == 1
                 && overlaps
-                && weights * 2 >= cache
-                && weights >= WEIGHTS_TO_MAPS * (values(input) + values(output));
+                && weights.saturating_mul(2) >= cache
+                && weights / WEIGHTS_TO_MAPS >= values(input).saturating_add(values(output));
             let stride = window.strides[1];
             let period = (input[3] + window.before[1].max(window.after[1])).div_ceil(stride);
             let gap = period * stride - input[3];

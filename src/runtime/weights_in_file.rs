@@ -19,6 +19,21 @@ pub(super) struct Slim {
     pub(super) folder: PathBuf,
 }
 
+impl Slim {
+    /// What `rewrite` makes of it, if anything; the errors are told of the file `path`.
+    pub(super) fn rewritten(
+        self,
+        path: &Path,
+        rewrite: impl FnOnce(&[u8]) -> io::Result<Option<Vec<u8>>>,
+    ) -> Result<Self, RuntimeError> {
+        match rewrite(&self.bytes) {
+            Ok(Some(bytes)) => Ok(Self { bytes, ..self }),
+            Ok(None) => Ok(self),
+            Err(error) => Err(RuntimeError::Graph(format!("{}: {error}", path.display()))),
+        }
+    }
+}
+
 /// The graph at `path` without its large weights; `None` if they are not in its file, or if the file's name is no text.
 ///
 /// # Errors

@@ -74,9 +74,7 @@ impl Layer<'_> {
 impl Graph {
     /// The matrix that `node` multiplies what it is given with, if its values are floats in a file.
     fn matrix(&self, node: &Node) -> Option<&Tensor> {
-        let name = node.inputs.get(1).filter(|_| node.operator == "MatMul")?;
-        let is_matrix = |tensor: &&Tensor| tensor.shape.len() == 2 && tensor.data_type == proto::tensor::FLOAT;
-        self.initializer(name).filter(is_matrix).filter(|tensor| tensor.place.is_some())
+        self.weights(node).filter(|weights| node.operator == "MatMul" && weights.shape.len() == 2)
     }
 
     /// The feed-forward layer that begins with the node `first`, if there is one that is too large for the cache.

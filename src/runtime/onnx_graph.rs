@@ -103,6 +103,12 @@ impl Graph {
         self.initializers.iter().find(|tensor| tensor.name == name)
     }
 
+    /// What `node` multiplies its first input with, if that is floats in a file.
+    pub(super) fn weights(&self, node: &Node) -> Option<&Tensor> {
+        let weights = self.initializer(node.inputs.get(1)?)?;
+        (weights.data_type == proto::tensor::FLOAT && weights.place.is_some()).then_some(weights)
+    }
+
     pub(super) fn is_scalar(&self, value: &str) -> bool {
         self.initializer(value).is_some_and(|tensor| tensor.values() == 1)
             || self.nodes.iter().any(|node| node.is_scalar && node.outputs[0] == value)
@@ -245,40 +251,36 @@ impl Tensor {
     pub(super) fn rows(&self, block: u64, blocks: u64, name: &str) -> Option<Vec<u8>> {
         let place = self.place.as_ref()?;
         let length = place.length / blocks;
-        let mut rows = Vec::new();
-        put_number(&mut rows, proto::tensor::DIMENSION, self.shape[0] / blocks);
-        put_number(&mut rows, proto::tensor::DIMENSION, self.shape[1]);
-        put_number(&mut rows, proto::tensor::DATA_TYPE, self.data_type);
-        put_bytes(&mut rows, proto::tensor::NAME, name.as_bytes());
+        let mut rows = tensor(name, &[self.shape[0] / blocks, self.shape[1]], self.data_type);
         Place { file: place.file.clone(), offset: place.offset + block * length, length }.put(&mut rows);
         Some(rows)
     }
 }
 
-/// `TensorProto`: a list of sizes.
-pub(super) fn sizes(name: &str, sizes: &[u64]) -> Vec<u8> {
-    let mut tensor = Vec::new();
-    put_number(&mut tensor, proto::tensor::DIMENSION, sizes.len() as u64);
-    put_number(&mut tensor, proto::tensor::DATA_TYPE, proto::tensor::INT64);
-    put_bytes(&mut tensor, proto::tensor::NAME, name.as_bytes());
-    put_bytes(
-        &mut tensor,
-        proto::tensor::RAW_DATA,
-        &sizes.iter().flat_map(|size| size.to_le_bytes()).collect::<Vec<_>>(),
-    );
-    tensor
-}
-
-/// `TensorProto`: floats.
-pub(super) fn floats(name: &str, shape: &[u64], values: impl Iterator<Item = f32>) -> Vec<u8> {
+/// `TensorProto`, without its values.
+fn tensor(name: &str, shape: &[u64], data_type: u64) -> Vec<u8> {
     let mut tensor = Vec::new();
     for &dimension in shape {
         put_number(&mut tensor, proto::tensor::DIMENSION, dimension);
     }
-    put_number(&mut tensor, proto::tensor::DATA_TYPE, proto::tensor::FLOAT);
+    put_number(&mut tensor, proto::tensor::DATA_TYPE, data_type);
     put_bytes(&mut tensor, proto::tensor::NAME, name.as_bytes());
-    put_bytes(&mut tensor, proto::tensor::RAW_DATA, &values.flat_map(f32::to_le_bytes).collect::<Vec<_>>());
     tensor
+}
+
+/// `TensorProto`: a list of sizes.
+pub(super) fn sizes(name: &str, sizes: &[u64]) -> Vec<u8> {
+    let mut list = tensor(name, &[sizes.len() as u64], proto::tensor::INT64);
+    let values: Vec<_> = sizes.iter().flat_map(|size| size.to_le_bytes()).collect();
+    put_bytes(&mut list, proto::tensor::RAW_DATA, &values);
+    list
+}
+
+/// `TensorProto`: floats.
+pub(super) fn floats(name: &str, shape: &[u64], values: impl Iterator<Item = f32>) -> Vec<u8> {
+    let mut floats = tensor(name, shape, proto::tensor::FLOAT);
+    put_bytes(&mut floats, proto::tensor::RAW_DATA, &values.flat_map(f32::to_le_bytes).collect::<Vec<_>>());
+    floats
 }
 
 /// `NodeProto`, called like its first output.

@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 
 use super::feature_maps::{Shape, Window};
-use super::onnx_graph::{Graph, Model, Node, SPLIT_BY_INPUT, Tensor, floats, node, sizes};
+use super::onnx_graph::{Graph, Model, Node, SPLIT_BY_INPUT, floats, node, sizes};
 use super::protobuf::put_bytes;
 use super::weights_in_file::Slim;
 use super::{CORE_CACHE, RuntimeError, onnx_proto as proto};
@@ -28,6 +28,9 @@ pub(super) fn side_by_side(slim: Slim, path: &Path, open: &[(String, usize)]) ->
 /// The model with its convolutions whose weights fill at least `cache` bytes of bf16 on wide maps; `None` if there are none.
 fn widened(model: &[u8], open: &[(String, usize)], cache: u64) -> io::Result<Option<Vec<u8>>> {
     let model = Model::read(model)?;
+    if model.opset < SPLIT_BY_INPUT {
+        return Ok(None);
+    }
     let graph = &model.graph;
     let maps = graph.feature_maps(open)?;
     let mut convolutions = Vec::new();
@@ -35,7 +38,7 @@ fn widened(model: &[u8], open: &[(String, usize)], cache: u64) -> io::Result<Opt
         convolutions.push(graph.convolution(node, &maps, cache)?);
     }
     let count = convolutions.iter().flatten().count();
-    if count == 0 || model.opset < SPLIT_BY_INPUT {
+    if count == 0 {
         return Ok(None);
     }
     tracing::debug!(convolutions = count, "maps of a batch are convolved side by side");
@@ -71,8 +74,7 @@ impl Graph {
         cache: u64,
     ) -> io::Result<Option<Convolution<'g>>> {
         let convolution = |window: Window| {
-            let is_usable = |weights: &&Tensor| weights.data_type == proto::tensor::FLOAT && weights.place.is_some();
-            let weights = self.initializer(node.inputs.get(1)?).filter(is_usable)?.values();
+            let weights = self.weights(node)?.values();
             let (input, output) = (*maps.get(node.inputs[0].as_str())?, *maps.get(node.outputs[0].as_str())?);
             let values = |[_, channels, height, width]: Shape| channels.saturating_mul(height).saturating_mul(width);
             // Those whose windows lie beside each other, as patches do, read a large map once, and were slower.

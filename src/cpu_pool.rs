@@ -1,9 +1,13 @@
 //! The CPU pool: a fixed number of threads for decoding and preprocessing, off the async runtime.
 
+mod elsewhere;
+
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::runtime::{Builder, Runtime};
-use tokio::task::JoinSet;
+use elsewhere::{Core, Elsewhere};
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::task::{JoinError, JoinSet};
 
 /// Threads for work that computes. Its queue is bounded by admission: who has no permit does not get here.
 ///
@@ -33,16 +37,56 @@ impl CpuPool {
     /// # Errors
     /// The work panicked.
     pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Panicked> {
-        let dropped = || Panicked("the pool dropped the work".to_owned());
-        let runtime = self.0.as_ref().ok_or_else(dropped)?;
+        let runtime = self.0.as_ref().ok_or_else(Panicked::dropped)?;
         // A set takes back what has not begun when it is dropped.
         let mut set = JoinSet::new();
         set.spawn_blocking_on(work, runtime.handle());
-        let outcome = set.join_next().await.ok_or_else(dropped)?;
-        outcome.map_err(|error| match error.try_into_panic() {
-            Ok(panic) => Panicked(crate::batching::panic_text(panic.as_ref()).to_owned()),
-            Err(_) => dropped(),
-        })
+        set.join_next().await.ok_or_else(Panicked::dropped)?.map_err(Panicked::from)
+    }
+}
+
+/// For work that a [`CpuPool`] runs: does `ours` on this thread and `theirs` on another of the pool meanwhile, or, if none has begun
+/// with it by then, on this one afterwards.
+///
+/// # Errors
+/// `theirs` panicked.
+pub fn join<A, B: Send + 'static, F: FnOnce() -> B + Send + 'static>(
+    ours: impl FnOnce() -> A,
+    theirs: F,
+) -> Result<(A, B), Panicked> {
+    let offer = Arc::new(Mutex::new(Some(theirs)));
+    let taken = Arc::clone(&offer);
+    let take = |offer: &Mutex<Option<_>>| offer.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let pool = Handle::current();
+    // While inference's threads spin, as they do for a while after a run, no core looks free, and the system wakes the other thread on
+    // this one as often as not. It leaves, and for that it has to get its turn.
+    let here = Core::current();
+    let elsewhere = move |theirs: F| {
+        let _elsewhere = Elsewhere::than(here);
+        theirs()
+    };
+    let begun = pool.spawn_blocking(move || take(&taken).map(elsewhere));
+    std::thread::yield_now();
+    let ours = ours();
+    let theirs = match take(&offer) {
+        Some(theirs) => theirs(),
+        None => pool.block_on(begun)?.ok_or_else(Panicked::dropped)?,
+    };
+    Ok((ours, theirs))
+}
+
+impl Panicked {
+    fn dropped() -> Self {
+        Self("the pool dropped the work".to_owned())
+    }
+}
+
+impl From<JoinError> for Panicked {
+    fn from(error: JoinError) -> Self {
+        match error.try_into_panic() {
+            Ok(panic) => Self(crate::batching::panic_text(panic.as_ref()).to_owned()),
+            Err(_) => Self::dropped(),
+        }
     }
 }
 
@@ -68,6 +112,30 @@ mod tests {
         let panicked = pool.run(|| panic!("seven")).await;
         assert_eq!(panicked.unwrap_err().0, "seven");
         assert_eq!(pool.run(|| 1).await.unwrap(), 1, "the thread lives on");
+    }
+
+    #[tokio::test]
+    async fn work_is_shared_with_a_thread_that_has_time_and_done_alone_without_one() {
+        let work = || {
+            let (tell, told) = mpsc::channel();
+            let theirs = move || tell.send(std::thread::current().id()).map_or(0, |()| 7);
+            let ours = move |time| told.recv_timeout(time).ok();
+            (ours, theirs)
+        };
+        let shared = move || {
+            let (ours, theirs) = work();
+            (join(|| ours(Duration::from_secs(60)), theirs).unwrap(), std::thread::current().id())
+        };
+        let ((other, seven), this) = CpuPool::new(2).unwrap().run(shared).await.unwrap();
+        assert!(seven == 7 && other.is_some_and(|other| other != this));
+        let alone = move || {
+            let (ours, theirs) = work();
+            join(|| ours(Duration::ZERO), theirs).unwrap()
+        };
+        assert_eq!(CpuPool::new(1).unwrap().run(alone).await.unwrap(), (None, 7));
+        let panics = || join(|| std::thread::sleep(Duration::from_millis(50)), || -> () { panic!("eight") });
+        let panicked = CpuPool::new(2).unwrap().run(panics).await.unwrap();
+        assert_eq!(panicked.unwrap_err().0, "eight");
     }
 
     #[tokio::test]

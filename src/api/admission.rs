@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
-use crate::config::Limits;
+use crate::config::{Limits, usable_cores};
 
 /// The server's capacity. Who gets none is told so at once: there is no queue in front of the queues.
 pub struct Admission {
@@ -14,6 +14,7 @@ pub struct Admission {
     max_images: usize,
     bytes: Arc<Semaphore>,
     max_bytes: usize,
+    cores: usize,
 }
 
 impl Admission {
@@ -26,6 +27,7 @@ impl Admission {
             max_images,
             bytes: Arc::new(Semaphore::new(max_bytes)),
             max_bytes,
+            cores: usable_cores(),
         }
     }
 
@@ -47,6 +49,11 @@ impl Admission {
     /// Images in work.
     pub fn images_in_flight(&self) -> usize {
         self.max_images - self.images.available_permits()
+    }
+
+    /// Cores that each of the images in work can have to itself, at least 1.
+    pub fn cores_per_image(&self) -> usize {
+        (self.cores / self.images_in_flight().max(1)).max(1)
     }
 
     /// Bytes of bodies held.

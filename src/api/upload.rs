@@ -73,7 +73,8 @@ impl Upload {
             count => permit.merge(state.admission.admit(count - 1)?),
         }
         let permit = Some(Arc::new(permit));
-        let ticket = Ticket { deadline, permit };
+        let threads = state.admission.cores_per_image();
+        let ticket = Ticket { deadline, permit, threads };
         Ok(Self { images, parameters, ticket })
     }
 }

@@ -84,7 +84,7 @@ async fn classify_file(
 ) -> Result<Vec<Prediction>, String> {
     let image = Bytes::from(std::fs::read(path).map_err(|error| error.to_string())?);
     let deadline = Instant::now() + std::time::Duration::from_secs(3600);
-    let ticket = Ticket { deadline, permit: None };
+    let ticket = Ticket { deadline, permit: None, threads: 1 };
     match (model, task) {
         (LoadedModel::Classifier(model), Task::ImageClassification) => {
             let answer = model.classify(pool, image, None, top_k.unwrap_or(TOP_K), ticket).await;

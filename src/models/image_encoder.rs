@@ -13,7 +13,7 @@ use super::text_encoder::{TokenBinding, constant_shape};
 use super::tuner::{Judgement, Probabilities, Stage};
 use super::{LoadContext, LoadError, PredictError, Ticket, Timings};
 use crate::batching::InferenceError;
-use crate::cpu_pool::CpuPool;
+use crate::cpu_pool::{self, CpuPool};
 use crate::preprocess::{DecodeLimits, DecodeMode, ImageProcessor, PreparedImage};
 use crate::runtime::{BatchMemory, Tensor, TensorSpec};
 use crate::telemetry::ModelMetrics;
@@ -80,7 +80,12 @@ impl ImageEncoder {
                 return Err(InferenceError::DeadlineExceeded.into());
             }
             let started = Instant::now();
-            let prepared = processor.read(&image, &limits, mode)?;
+            let may_divide = ticket.threads > 1;
+            let division = may_divide.then(|| processor.division(&image, &limits, mode)).flatten();
+            let prepared = match division {
+                Some(row) => read_divided(&processor, &image, &limits, mode, row)?,
+                None => processor.read(&image, &limits, mode)?,
+            };
             let decode = started.elapsed();
             // The body's memory is given back before the wait in the queue.
             drop(image);
@@ -93,6 +98,22 @@ impl ImageEncoder {
         let timings = Timings { decode, queue: answer.queue, inference: answer.inference };
         Ok((answer.output, timings))
     }
+}
+
+/// [`ImageProcessor::read`] on this thread of the pool, and from `row` on on another.
+fn read_divided(
+    processor: &Arc<ImageProcessor>,
+    image: &Bytes,
+    limits: &DecodeLimits,
+    mode: DecodeMode,
+    row: usize,
+) -> Result<PreparedImage, PredictError> {
+    let lower = {
+        let (processor, image, limits) = (Arc::clone(processor), image.clone(), *limits);
+        move || processor.read_rows(&image, &limits, mode, row..processor.output_size().0)
+    };
+    let (upper, lower) = cpu_pool::join(|| processor.read_rows(image, limits, mode, 0..row), lower)?;
+    Ok(upper?.above(&lower?))
 }
 
 /// Images into `pixel_values [batch, 3, height, width]`.

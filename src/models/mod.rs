@@ -88,6 +88,8 @@ pub struct Ticket {
     pub deadline: Instant,
     /// Held until the work is done, even if the client has left.
     pub permit: Option<Permit>,
+    /// Threads that may prepare each image: the cores, divided among the images in work.
+    pub threads: usize,
 }
 
 /// Where the time of one image went.

@@ -9,6 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::container::{self, Outline};
+use super::window::Margins;
 use super::{buffer, gif, jpeg};
 
 /// Longest side an image may have, in pixels: what JPEG, GIF and BMP can say. Resizing costs memory in
@@ -17,6 +18,9 @@ pub const MAX_SIDE: u32 = 65_535;
 
 /// What metadata (profiles, comments, directories) may take beside the pixels, in bytes.
 pub(super) const METADATA_BYTES: u64 = 16 << 20;
+
+/// Below the rows that one of two threads reads there have to be so many pixels, or the other costs more than it spares.
+const LEAST_DIVIDED: usize = 1 << 15;
 
 /// What an upload may cost before any pixel is decoded.
 ///
@@ -61,14 +65,13 @@ impl DecodeMode {
     }
 }
 
-/// What of an upright picture will be looked at; sizes and margins are (width, height).
+/// What of an upright picture will be looked at; sizes are (width, height).
 pub(super) trait Demand {
     /// The size at which a picture of this size is decoded at least.
     fn size(&self, full: (u32, u32)) -> (u32, u32);
 
-    /// How many columns at either side, and rows at the top and at the bottom, of a picture of the size `full` that is decoded at
-    /// the size `decoded` need not be there.
-    fn margins(&self, full: (u32, u32), decoded: (u32, u32)) -> (u32, u32);
+    /// What of a picture of the size `full` that is decoded at the size `decoded` need not be there.
+    fn margins(&self, full: (u32, u32), decoded: (u32, u32)) -> Margins;
 }
 
 /// All of it.
@@ -79,18 +82,18 @@ impl Demand for Everything {
         full
     }
 
-    fn margins(&self, _full: (u32, u32), _decoded: (u32, u32)) -> (u32, u32) {
-        (0, 0)
+    fn margins(&self, _full: (u32, u32), _decoded: (u32, u32)) -> Margins {
+        Margins::default()
     }
 }
 
-/// An upright RGB8 picture, or the middle of one; all are (width, height).
+/// An upright RGB8 picture, or part of one.
 #[derive(Debug)]
 pub(super) struct Decoded {
     pub(super) pixels: RgbImage,
-    /// What was cut from either side, and from the top and the bottom.
-    pub(super) cut: (u32, u32),
-    /// The size that it has in full; the pixels are fewer where it was cut, or decoded at a fraction.
+    /// What was cut from it.
+    pub(super) cut: Margins,
+    /// Width and height that it has in full; the pixels are fewer where it was cut, or decoded at a fraction.
     pub(super) size: (u32, u32),
 }
 
@@ -195,7 +198,7 @@ pub(super) fn decode_demanded(
             let orientation = outline.orientation();
             let demand = Turned { demand, orientation };
             let decoded = jpeg::decode(bytes, &outline, &demand)?;
-            let (cut, size) = (turn(decoded.cut, orientation), turn(decoded.size, orientation));
+            let (cut, size) = (turn_margins(decoded.cut, orientation), turn(decoded.size, orientation));
             return Ok(Decoded { pixels: upright(decoded.pixels, orientation), cut, size });
         }
         ImageFormat::Png => {
@@ -214,7 +217,20 @@ pub(super) fn decode_demanded(
     };
     let pixels = upright(pixels, orientation);
     let size = pixels.dimensions();
-    Ok(Decoded { pixels, cut: (0, 0), size })
+    Ok(Decoded { pixels, cut: Margins::default(), size })
+}
+
+/// Would two threads, of which one reads the rows that `upper` demands, and one those below, take less time than one?
+pub(super) fn is_divisible(bytes: &[u8], limits: &DecodeLimits, upper: &impl Demand) -> bool {
+    if image::guess_format(bytes).ok() != Some(ImageFormat::Jpeg) {
+        return false;
+    }
+    let Ok(outline) = jpeg::outline(bytes) else { return false };
+    let (size, is_upright) = (outline.size, outline.orientation() == Orientation::NoTransforms);
+    if !is_upright || limits.check(size).is_err() || !jpeg::decodes_rows(&outline, upper.size(size)) {
+        return false;
+    }
+    upper.margins(size, size).bottom * size.0 as usize >= LEAST_DIVIDED
 }
 
 /// The demand on an upright picture, as one on the picture as stored.
@@ -228,8 +244,9 @@ impl<D: Demand> Demand for Turned<'_, D> {
         turn(self.demand.size(turn(full, self.orientation)), self.orientation)
     }
 
-    fn margins(&self, full: (u32, u32), decoded: (u32, u32)) -> (u32, u32) {
-        turn(self.demand.margins(turn(full, self.orientation), turn(decoded, self.orientation)), self.orientation)
+    fn margins(&self, full: (u32, u32), decoded: (u32, u32)) -> Margins {
+        let Self { demand, orientation } = self;
+        turn_margins(demand.margins(turn(full, *orientation), turn(decoded, *orientation)), *orientation)
     }
 }
 
@@ -248,6 +265,17 @@ fn turn((width, height): (u32, u32), orientation: Orientation) -> (u32, u32) {
     match orientation {
         NoTransforms | FlipHorizontal | FlipVertical | Rotate180 => (width, height),
         _ => (height, width),
+    }
+}
+
+/// The upright margins of a picture with these as stored, or the other way round. Of one that is turned, the smaller of top and bottom
+/// counts for both, so that it does not matter which becomes which.
+fn turn_margins(Margins { sides, top, bottom }: Margins, orientation: Orientation) -> Margins {
+    let ends = top.min(bottom);
+    match (orientation, turn((0, 1), orientation)) {
+        (Orientation::NoTransforms, _) => Margins { sides, top, bottom },
+        (_, (0, 1)) => Margins { sides, top: ends, bottom: ends },
+        _ => Margins { sides: ends, top: sides, bottom: sides },
     }
 }
 

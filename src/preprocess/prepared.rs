@@ -30,6 +30,15 @@ impl PreparedImage {
         Self::new(vec![0; height * width * 3], windows, &Arc::new([[value; 256]; 3]))
     }
 
+    /// This image and below it the rows of `lower`, which [`ImageProcessor::read_rows`] has read of the same picture.
+    ///
+    /// [`ImageProcessor::read_rows`]: super::ImageProcessor::read_rows
+    pub fn above(mut self, lower: &Self) -> Self {
+        self.rows = self.rows.followed_by(&lower.rows);
+        self.pixels.extend_from_slice(&lower.pixels);
+        self
+    }
+
     /// Height and width of the tensor, in pixels.
     pub fn size(&self) -> (usize, usize) {
         (self.rows.length, self.columns.length)

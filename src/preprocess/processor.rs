@@ -1,5 +1,6 @@
 //! The image processor: resize, centre crop, rescale and normalise, as a model folder's config says.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use image::RgbImage;
@@ -8,12 +9,16 @@ use serde_json::Value;
 
 use super::buffer;
 use super::config::{ProcessorError, Settings, Size};
-use super::decode::{DecodeError, DecodeLimits, DecodeMode, Demand, decode_demanded};
+use super::decode::{DecodeError, DecodeLimits, DecodeMode, Demand, decode_demanded, is_divisible};
 use super::kernel::Filter;
 use super::normalize::{Normalization, Table};
 use super::prepared::PreparedImage;
 use super::resize::{Picture, Target, resize, unseen};
-use super::window::Window;
+use super::window::{Margins, Window};
+
+/// Of two threads that read parts of one picture, the first gets this many tenths of the rows: the other has to go through those
+/// too, as a JPEG's codes follow one another, which takes about 0.6 of what decoding them takes.
+const UPPER_TENTHS: usize = 7;
 
 /// RGB8 pixels to a normalised tensor, with the results of the `transformers` processor of the same config
 /// (its torchvision backend, bit for bit).
@@ -67,17 +72,38 @@ impl ImageProcessor {
     /// # Errors
     /// See [`DecodeError`].
     pub fn read(&self, bytes: &[u8], limits: &DecodeLimits, mode: DecodeMode) -> Result<PreparedImage, DecodeError> {
-        let image = decode_demanded(bytes, limits, &Look { plan: &self.plan, mode })?;
-        let prepared = self.plan.prepare(&image.pixels, image.cut, image.size);
+        self.read_rows(bytes, limits, mode, 0..self.plan.output.0)
+    }
+
+    /// The tensor's `rows` of what [`Self::read`] gives: the parts of a picture can be read side by side.
+    ///
+    /// # Errors
+    /// See [`DecodeError`]. What is wrong with the picture may be seen in another part only.
+    pub fn read_rows(
+        &self,
+        bytes: &[u8],
+        limits: &DecodeLimits,
+        mode: DecodeMode,
+        rows: Range<usize>,
+    ) -> Result<PreparedImage, DecodeError> {
+        let image = decode_demanded(bytes, limits, &Look { plan: &self.plan, mode, rows: rows.clone() })?;
+        let prepared = self.plan.prepare(&image.pixels, image.cut, image.size, rows);
         buffer::give_back(image.pixels.into_raw());
         Ok(prepared)
+    }
+
+    /// The row at which the tensor is best divided for two threads that call [`Self::read_rows`] side by side; `None` where that would
+    /// take them no less time than one.
+    pub fn division(&self, bytes: &[u8], limits: &DecodeLimits, mode: DecodeMode) -> Option<usize> {
+        let row = self.plan.output.0 * UPPER_TENTHS / 10;
+        is_divisible(bytes, limits, &Look { plan: &self.plan, mode, rows: 0..row }).then_some(row)
     }
 
     /// Resizes and crops an image.
     ///
     /// Memory stays in proportion to the image's longer side and the output, however narrow the image is.
     pub fn prepare(&self, image: &RgbImage) -> PreparedImage {
-        self.plan.prepare(image, (0, 0), image.dimensions())
+        self.plan.prepare(image, Margins::default(), image.dimensions(), 0..self.plan.output.0)
     }
 }
 
@@ -85,6 +111,8 @@ impl ImageProcessor {
 struct Look<'a> {
     plan: &'a Plan,
     mode: DecodeMode,
+    /// Of the output.
+    rows: Range<usize>,
 }
 
 impl Demand for Look<'_> {
@@ -101,11 +129,10 @@ impl Demand for Look<'_> {
         }
     }
 
-    fn margins(&self, full: (u32, u32), decoded: (u32, u32)) -> (u32, u32) {
+    fn margins(&self, full: (u32, u32), decoded: (u32, u32)) -> Margins {
         let source = (decoded.1 as usize, decoded.0 as usize);
-        let (target, _) = self.plan.target(source, full);
-        let (rows, columns) = unseen(source, target);
-        (columns as u32, rows as u32)
+        let (target, _) = self.plan.target(source, full, self.rows.clone());
+        unseen(source, target)
     }
 }
 
@@ -159,9 +186,14 @@ impl Plan {
         })
     }
 
-    /// What an image of `source` (height, width), that is `full` (width, height) in full, is resized to, and where rows and columns
-    /// of that lie in the output. The size follows from the full one, or a crop would shift.
-    fn target(&self, source: (usize, usize), full: (u32, u32)) -> (Target, (Window, Window)) {
+    /// What an image of `source` (height, width), that is `full` (width, height) in full, is resized to for the given rows of the output,
+    /// and where rows and columns of that lie in these. The size follows from the full one, or a crop would shift.
+    fn target(
+        &self,
+        source: (usize, usize),
+        full: (u32, u32),
+        output_rows: Range<usize>,
+    ) -> (Target, (Window, Window)) {
         let (size, filter) = match self.resize {
             Some((size, filter)) => (target_size(size, (full.1 as usize, full.0 as usize)), filter),
             None => (source, Filter::Nearest),
@@ -171,15 +203,16 @@ impl Plan {
             rows = rows.center(height);
             columns = columns.center(width);
         }
+        let rows = rows.part(output_rows);
         let target = Target { size, filter, rows: rows.seen.clone(), columns: columns.seen.clone() };
         (target, (rows, columns))
     }
 
-    /// Resizes and crops an image of which `cut` is missing at either end, and that is `full` in full; both are (width, height).
-    fn prepare(&self, image: &RgbImage, cut: (u32, u32), full: (u32, u32)) -> PreparedImage {
-        let cut = (cut.1 as usize, cut.0 as usize);
-        let source = (image.height() as usize + 2 * cut.0, image.width() as usize + 2 * cut.1);
-        let (target, windows) = self.target(source, full);
+    /// Resizes and crops an image of which `cut` is missing, and that is `full` (width, height) in full, for the given rows of the
+    /// output.
+    fn prepare(&self, image: &RgbImage, cut: Margins, full: (u32, u32), rows: Range<usize>) -> PreparedImage {
+        let source = cut.outside((image.height() as usize, image.width() as usize));
+        let (target, windows) = self.target(source, full, rows);
         let picture = Picture { pixels: image.as_raw(), size: source, cut };
         PreparedImage::new(resize(&picture, target), windows, &self.table)
     }
@@ -202,7 +235,7 @@ mod tests {
 
     fn needed(config: &Value, size: (u32, u32)) -> (u32, u32) {
         let processor = ImageProcessor::from_json(config, None).unwrap();
-        Look { plan: &processor.plan, mode: DecodeMode::Fast }.size(size)
+        Look { plan: &processor.plan, mode: DecodeMode::Fast, rows: 0..1 }.size(size)
     }
 
     #[test]

@@ -7,6 +7,7 @@ use fir::images::{Image, ImageRef};
 
 use super::kernel::{self, Filter, Kernel, nearest_sources};
 use super::simd;
+use super::window::Margins;
 
 /// Where our kernel is not vectorised: how much more than the crop shows a pass may compute and still go to a resizer that is, but
 /// computes whole axes. Beyond it (a line of a picture, say, enlarged to a crop's height) the plain kernel is the faster.
@@ -18,15 +19,8 @@ pub(super) struct Picture<'a> {
     pub(super) pixels: &'a [u8],
     /// Height and width of the whole, in pixels.
     pub(super) size: (usize, usize),
-    /// Rows that are missing at the top and as many at the bottom, and columns at either side.
-    pub(super) cut: (usize, usize),
-}
-
-impl Picture<'_> {
-    /// Height and width of what there is.
-    fn shown(&self) -> (usize, usize) {
-        (self.size.0 - 2 * self.cut.0, self.size.1 - 2 * self.cut.1)
-    }
+    /// What is missing of it.
+    pub(super) cut: Margins,
 }
 
 /// What a picture is resized to.
@@ -40,19 +34,19 @@ pub(super) struct Target {
     pub(super) columns: Range<usize>,
 }
 
-/// How many rows at the top and at the bottom, and columns at either side, of a picture of (height, width) play no part in what is
-/// wanted of `target`: at most so many may be cut from it.
-pub(super) fn unseen(source: (usize, usize), target: Target) -> (usize, usize) {
+/// What of a picture of (height, width) plays no part in what is wanted of `target`: at most so much may be cut from it.
+pub(super) fn unseen(source: (usize, usize), target: Target) -> Margins {
     let Target { size, filter, rows, columns } = target;
     let axis = |source: usize, target: usize, window: Range<usize>| {
         let needed = if source == target { window } else { kernel::sources(filter, source, target, window) };
-        if needed.is_empty() { 0 } else { needed.start.min(source - needed.end) }
+        if needed.is_empty() { (0, 0) } else { (needed.start, source - needed.end) }
     };
     // The other resizer computes whole axes, and nearest takes its pixels from a whole picture.
     if !simd::is_available() || filter == Filter::Nearest {
-        return (0, 0);
+        return Margins::default();
     }
-    (axis(source.0, size.0, rows), axis(source.1, size.1, columns))
+    let ((top, bottom), (left, right)) = (axis(source.0, size.0, rows), axis(source.1, size.1, columns));
+    Margins { sides: left.min(right), top, bottom }
 }
 
 /// What is wanted of `target`, to which `source` is resized: RGB8 pixels, row by row.
@@ -66,7 +60,8 @@ pub(super) fn resize(source: &Picture<'_>, target: Target) -> Vec<u8> {
 /// `by_window`: with our kernel, of no more than what is wanted.
 fn resize_by(by_window: bool, source: &Picture<'_>, target: Target) -> Vec<u8> {
     let Target { size, filter, rows, columns } = target;
-    let (shown, cut) = (source.shown(), source.cut);
+    let cut = source.cut;
+    let shown = cut.inside(source.size);
     let width = columns.len();
     if filter == Filter::Nearest && source.size != size {
         return nearest(source, size, rows, columns);
@@ -78,8 +73,8 @@ fn resize_by(by_window: bool, source: &Picture<'_>, target: Target) -> Vec<u8> {
     let whole = vertical.is_some() && size.0 <= rows.len() * WASTE && !by_window;
     let needed = if whole { 0..source.size.0 } else { needed };
     let stride = shown.1 * 3;
-    let strip = &source.pixels[(needed.start - cut.0) * stride..(needed.end - cut.0) * stride];
-    let strip = resize_width(by_window, strip, (source.size.1, cut.1), size.1, filter, columns);
+    let strip = &source.pixels[(needed.start - cut.top) * stride..(needed.end - cut.top) * stride];
+    let strip = resize_width(by_window, strip, (source.size.1, cut.sides), size.1, filter, columns);
     match vertical {
         None => strip,
         Some(kernel) => match whole.then(|| resize_height(&strip, width, size.0, filter)).flatten() {
@@ -160,6 +155,7 @@ fn crop_columns(pixels: &[u8], width: usize, columns: Range<usize>) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use image::imageops::crop_imm;
     use proptest::prelude::*;
 
     use super::*;
@@ -168,21 +164,21 @@ mod tests {
     proptest! {
         #[test]
         fn both_resizers_give_the_same_pixels_also_of_the_middle_of_a_picture(
-            source in (1_usize..80, 1_usize..80), size in (1_usize..80, 1_usize..80), margins in (0.0..0.5, 0.0..0.5),
+            source in (1_usize..80, 1_usize..80), size in (1_usize..80, 1_usize..80), margins in (0.0..0.5, 0.0..0.5, 0.0..0.5),
             filter in prop::sample::select(vec![Filter::Bilinear, Filter::Bicubic, Filter::Lanczos]),
         ) {
             let image = noise(source.1 as u32, source.0 as u32);
             let margin = |length: usize, share: f64| ((length - 1) as f64 * share) as usize;
-            let window = |length: usize, share: f64| margin(length, share)..length - margin(length, share);
-            let (rows, columns) = (window(size.0, margins.0), window(size.1, margins.1));
+            let window = |length: usize, (from, to)| margin(length, from)..length - margin(length, to);
+            let rows = window(size.0, (margins.0, margins.1));
+            let columns = window(size.1, (margins.2, margins.2));
             let target = || Target { size, filter, rows: rows.clone(), columns: columns.clone() };
-            let whole = Picture { pixels: image.as_raw(), size: source, cut: (0, 0) };
+            let whole = Picture { pixels: image.as_raw(), size: source, cut: Margins::default() };
             let [own, other] = [true, false].map(|own| resize_by(own, &whole, target()));
             prop_assert_eq!(&own, &other);
             let cut = unseen(source, target());
-            let (width, height) = (source.1 - 2 * cut.1, source.0 - 2 * cut.0);
-            let middle =
-                image::imageops::crop_imm(&image, cut.1 as u32, cut.0 as u32, width as u32, height as u32).to_image();
+            let (height, width) = cut.inside(source);
+            let middle = crop_imm(&image, cut.sides as u32, cut.top as u32, width as u32, height as u32).to_image();
             let middle = Picture { pixels: middle.as_raw(), size: source, cut };
             prop_assert_eq!(resize(&middle, target()), own);
         }

@@ -14,7 +14,7 @@ use turbo as library;
 #[cfg(not(feature = "turbojpeg"))]
 use zune as library;
 
-pub(super) use library::{DECODER, decode};
+pub(super) use library::{DECODER, decode, decodes_rows};
 
 use super::container::Outline;
 use super::decode::{DecodeError, breaks_off, corrupt};
@@ -40,7 +40,6 @@ const MAX_SCANS: usize = 100;
 pub(super) fn outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
     let mut outline = Outline::default();
     let mut has_frame = false;
-    let mut scans = 0;
     // After the start-of-image marker.
     let mut rest = bytes.get(2..).unwrap_or_default();
     loop {
@@ -62,8 +61,8 @@ pub(super) fn outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
                 outline.size = (side(w0, w1), side(h0, h1));
             }
             (START_OF_SCAN, _) => {
-                scans += 1;
-                if scans > MAX_SCANS {
+                outline.scans += 1;
+                if outline.scans > MAX_SCANS {
                     return Err(corrupt(FORMAT, format!("it has more than {MAX_SCANS} scans")));
                 }
             }

@@ -8,6 +8,7 @@ use super::{FORMAT, JpegDecoder, START_OF_SCAN, is_frame, next_marker, next_segm
 use crate::preprocess::buffer;
 use crate::preprocess::container::Outline;
 use crate::preprocess::decode::{DecodeError, Decoded, Demand, corrupt, unsupported};
+use crate::preprocess::window::Margins;
 
 pub(in crate::preprocess) const DECODER: JpegDecoder = JpegDecoder { name: "libjpeg-turbo", lacks: None };
 
@@ -16,6 +17,13 @@ const REDUCTIONS: [usize; 3] = [1, 2, 4];
 
 /// Pixels at an edge that depend on what lies beyond.
 const INTERPOLATED: usize = 2;
+
+/// Does decoding some rows of a picture, of which this size is demanded, spare the pixels of the others? Where there are several scans,
+/// and at a fraction of its size, nearly all of the time goes into what has to be read in any case.
+pub(in crate::preprocess) fn decodes_rows(outline: &Outline<'_>, needed: (u32, u32)) -> bool {
+    let pair = |(width, height): (u32, u32)| (width as usize, height as usize);
+    outline.scans == 1 && smallest_scale(pair(outline.size), pair(needed)) == ScalingFactor::ONE
+}
 
 /// Decodes the pixels of a JPEG whose outline has been checked, as stored, not turned upright: at the smallest scale that leaves no
 /// side shorter than demanded, without the margins for which there is no demand. What is wrong below what is demanded goes unseen.
@@ -48,12 +56,13 @@ fn decode_with(
     };
     let whole = (scale.scale(size.0), scale.scale(size.1));
     let margins = demand.margins(full, (whole.0 as u32, whole.1 as u32));
-    let (left, top) = cut(header.block.map(|width| scale.scale(width)), margins);
-    let (width, height) = (whole.0 - 2 * left, whole.1 - 2 * top);
+    let cut = cut(header.block.map(|width| scale.scale(width)), margins);
+    let (height, width) = cut.inside((whole.1, whole.0));
     let has_inks = header.has_inks;
     let format = if has_inks { PixelFormat::CMYK } else { PixelFormat::RGB };
     let mut pixels = buffer::take(width * height * format.size());
-    match decompressor.decompress(scale, &Region { left, top, width, height }, format, &mut pixels) {
+    match decompressor.decompress(scale, &Region { left: cut.sides, top: cut.top, width, height }, format, &mut pixels)
+    {
         // The pixels are there.
         Err(message) if is_harmless(&message) => {}
         outcome => outcome.map_err(failed)?,
@@ -61,14 +70,15 @@ fn decode_with(
     let pixels = if has_inks { inks_to_rgb(&pixels) } else { pixels };
     let pixels = RgbImage::from_raw(width as u32, height as u32, pixels);
     let pixels = pixels.ok_or_else(|| corrupt(FORMAT, "pixels are missing"))?;
-    Ok(Decoded { pixels, cut: (left as u32, top as u32), size: full })
+    Ok(Decoded { pixels, cut, size: full })
 }
 
-/// What is cut of `margins` (columns, rows): whole blocks of this width. The outermost pixels of what remains would come out otherwise
+/// What is cut of `margins`: at the sides whole blocks of this width. The outermost pixels of what remains would come out otherwise
 /// than in the whole picture, as colours are interpolated between neighbours, so they must not be needed.
-fn cut(block: Option<usize>, margins: (u32, u32)) -> (usize, usize) {
-    let beyond = |margin: u32| (margin as usize).saturating_sub(INTERPOLATED);
-    block.filter(|&width| width > 0).map_or((0, 0), |width| (beyond(margins.0) / width * width, beyond(margins.1)))
+fn cut(block: Option<usize>, margins: Margins) -> Margins {
+    let beyond = |margin: usize| margin.saturating_sub(INTERPOLATED);
+    let Some(width) = block.filter(|&width| width > 0) else { return Margins::default() };
+    Margins { sides: beyond(margins.sides) / width * width, top: beyond(margins.top), bottom: beyond(margins.bottom) }
 }
 
 fn failed(message: String) -> DecodeError {
@@ -154,6 +164,7 @@ fn inks_to_rgb(pixels: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use image::imageops::crop_imm;
     use turbojpeg::{Image, Subsamp};
 
     use super::*;
@@ -162,20 +173,20 @@ mod tests {
     use crate::preprocess::{DecodeMode, ImageProcessor, decode as decode_any};
 
     /// A demand for this size and these margins.
-    struct Asked((u32, u32), (u32, u32));
+    struct Asked((u32, u32), Margins);
 
     impl Demand for Asked {
         fn size(&self, _full: (u32, u32)) -> (u32, u32) {
             self.0
         }
 
-        fn margins(&self, _full: (u32, u32), _decoded: (u32, u32)) -> (u32, u32) {
+        fn margins(&self, _full: (u32, u32), _decoded: (u32, u32)) -> Margins {
             self.1
         }
     }
 
     #[test]
-    fn the_middle_of_a_picture_has_the_pixels_that_it_has_in_the_whole() {
+    fn a_part_of_a_picture_has_the_pixels_that_it_has_in_the_whole() {
         let image = noise(150, 117);
         let forms = [Subsamp::None, Subsamp::Sub1x2, Subsamp::Sub2x1, Subsamp::Sub2x2, Subsamp::Sub4x1, Subsamp::Gray];
         let mut jpegs: Vec<_> = forms.map(|form| (format!("{form:?}"), jpeg(&image, form))).into();
@@ -183,28 +194,38 @@ mod tests {
         let mut cuts = 0;
         for (name, bytes) in jpegs {
             let whole = decode_any(&bytes, &LIMITS).unwrap();
-            for margins in [(0, 0), (1, 1), (3, 7), (20, 2), (19, 30), (40, 33), (60, 50)] {
-                let size = whole.dimensions();
-                let margins = (margins.0.min((size.0 - 1) / 2), margins.1.min((size.1 - 1) / 2));
-                let part = decode_demanded(&bytes, &LIMITS, &Asked(size, margins)).unwrap();
-                assert_eq!(part.size, size, "{name}");
-                assert!(part.cut.0 <= margins.0 && part.cut.1 <= margins.1, "{name} {margins:?} {:?}", part.cut);
-                cuts += usize::from(part.cut.0 > 0) + usize::from(part.cut.1 > 0);
-                let seen = (size.0 - 2 * margins.0, size.1 - 2 * margins.1);
-                let (x, y) = (margins.0 - part.cut.0, margins.1 - part.cut.1);
-                let ours = image::imageops::crop_imm(&part.pixels, x, y, seen.0, seen.1).to_image();
-                let wanted = image::imageops::crop_imm(&whole, margins.0, margins.1, seen.0, seen.1).to_image();
-                assert!(ours == wanted, "{name} without {margins:?}, of which {:?} were cut", part.cut);
+            let (width, height) = whole.dimensions();
+            let asked =
+                [(0, 0, 0), (1, 1, 1), (3, 7, 7), (20, 2, 2), (19, 30, 0), (0, 0, 30), (40, 33, 20), (60, 9, 50)];
+            for (sides, top, bottom) in asked {
+                let most = |margin: usize, length: u32| margin.min((length as usize - 1) / 2);
+                let margins =
+                    Margins { sides: most(sides, width), top: most(top, height), bottom: most(bottom, height) };
+                let part = decode_demanded(&bytes, &LIMITS, &Asked((width, height), margins)).unwrap();
+                let cut = part.cut;
+                assert_eq!(part.size, (width, height), "{name}");
+                let is_less = cut.sides <= margins.sides && cut.top <= margins.top && cut.bottom <= margins.bottom;
+                assert!(is_less, "{name} {margins:?} {cut:?}");
+                cuts += [cut.sides, cut.top, cut.bottom].iter().filter(|&&cut| cut > 0).count();
+                let seen = |picture: &RgbImage, sides: usize, top: usize| {
+                    let (rows, columns) = margins.inside((height as usize, width as usize));
+                    crop_imm(picture, sides as u32, top as u32, columns as u32, rows as u32).to_image()
+                };
+                let ours = seen(&part.pixels, margins.sides - cut.sides, margins.top - cut.top);
+                let wanted = seen(&whole, margins.sides, margins.top);
+                assert!(ours == wanted, "{name} without {margins:?}, of which {cut:?} were cut");
             }
         }
-        assert!(cuts > 50, "{cuts}");
+        assert!(cuts > 100, "{cuts}");
     }
 
     fn jpeg(image: &RgbImage, subsampling: Subsamp) -> Vec<u8> {
+        turbojpeg::compress(as_input(image), 90, subsampling).unwrap().to_vec()
+    }
+
+    fn as_input(image: &RgbImage) -> Image<&[u8]> {
         let (width, height) = (image.width() as usize, image.height() as usize);
-        let pixels = image.as_raw().as_slice();
-        let image = Image { pixels, width, pitch: width * 3, height, format: PixelFormat::RGB };
-        turbojpeg::compress(image, 90, subsampling).unwrap().to_vec()
+        Image { pixels: image.as_raw().as_slice(), width, pitch: width * 3, height, format: PixelFormat::RGB }
     }
 
     #[test]
@@ -256,7 +277,8 @@ mod tests {
     #[test]
     fn a_picture_that_is_to_be_turned_keeps_its_full_size() {
         // 24x16 as stored.
-        let decoded = decode_demanded(&fixture("orientation6.jpg"), &LIMITS, &Asked((8, 9), (0, 0))).unwrap();
+        let decoded =
+            decode_demanded(&fixture("orientation6.jpg"), &LIMITS, &Asked((8, 9), Margins::default())).unwrap();
         assert_eq!((decoded.pixels.dimensions(), decoded.size), ((8, 12), (16, 24)));
     }
 
@@ -278,8 +300,42 @@ mod tests {
                 let processor = ImageProcessor::from_json(config, None).unwrap();
                 let whole = processor.prepare(&decode_any(&bytes, &LIMITS).unwrap());
                 assert!(processor.read(&bytes, &LIMITS, DecodeMode::Exact).unwrap() == whole, "{name}: {config}");
+                let height = processor.output_size().0;
+                for row in [1, height * 7 / 10, height] {
+                    let rows = |rows| processor.read_rows(&bytes, &LIMITS, DecodeMode::Exact, rows).unwrap();
+                    assert!(rows(0..row).above(&rows(row..height)) == whole, "{name} divided at {row}: {config}");
+                }
             }
         }
+    }
+
+    #[test]
+    fn what_two_threads_read_no_sooner_than_one_is_not_divided() {
+        let config = serde_json::json!({"image_processor_type": "CLIPImageProcessor"});
+        let processor = ImageProcessor::from_json(&config, None).unwrap();
+        let division = |bytes: &[u8], mode| processor.division(bytes, &LIMITS, mode);
+        let photo = jpeg(&noise(640, 480), Subsamp::Sub2x2);
+        assert_eq!(division(&photo, DecodeMode::Fast), Some(156));
+        let large = jpeg(&noise(1000, 1000), Subsamp::Sub2x2);
+        assert_eq!(division(&large, DecodeMode::Exact), Some(156));
+        assert_eq!(division(&large, DecodeMode::Fast), None, "decoded at half its size");
+        assert_eq!(division(&jpeg(&noise(200, 200), Subsamp::Sub2x2), DecodeMode::Exact), None, "small");
+        let turned = |orientation| {
+            let exif = *b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0";
+            let jpeg = [&[0xff, 0xd8, 0xff, 0xe1, 0, 34][..], &exif, &[orientation], &[0; 6], &photo[2..]].concat();
+            division(&jpeg, DecodeMode::Exact)
+        };
+        assert_eq!((turned(1), turned(6)), (Some(156), None));
+        for other in [&b"\xff\xd8\xff"[..], b"GIF89a", b""] {
+            assert_eq!(division(other, DecodeMode::Exact), None);
+        }
+        let mut compressor = turbojpeg::Compressor::new().unwrap();
+        compressor.set_progressive(true).unwrap();
+        let progressive = compressor.compress_to_vec(as_input(&noise(640, 480))).unwrap();
+        assert_eq!(division(&progressive, DecodeMode::Exact), None);
+        let nearest = serde_json::json!({"image_processor_type": "ViTImageProcessor", "resample": 0});
+        let nearest = ImageProcessor::from_json(&nearest, None).unwrap();
+        assert_eq!(nearest.division(&photo, &LIMITS, DecodeMode::Exact), None, "the whole is decoded in any case");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use image::{ColorType, ImageDecoder, RgbImage};
 use super::{FORMAT, JpegDecoder};
 use crate::preprocess::container::Outline;
 use crate::preprocess::decode::{DecodeError, Decoded, Demand, corrupt, into_decode_error};
+use crate::preprocess::window::Margins;
 
 pub(in crate::preprocess) const DECODER: JpegDecoder = JpegDecoder {
     name: "zune-jpeg",
@@ -17,6 +18,11 @@ pub(in crate::preprocess) const DECODER: JpegDecoder = JpegDecoder {
          cargo build --release --features turbojpeg, which needs cmake and, on x86, nasm",
     ),
 };
+
+/// Does decoding some rows of a picture spare the pixels of the others?
+pub(in crate::preprocess) fn decodes_rows(_outline: &Outline<'_>, _needed: (u32, u32)) -> bool {
+    false
+}
 
 /// Decodes the pixels of a JPEG whose outline has been checked, as stored, not turned upright, and always in full.
 ///
@@ -38,5 +44,5 @@ pub(in crate::preprocess) fn decode(
     }
     let pixels = RgbImage::from_raw(width, height, buffer);
     let pixels = pixels.ok_or_else(|| corrupt(FORMAT, "its colour type is not supported"))?;
-    Ok(Decoded { pixels, cut: (0, 0), size: (width, height) })
+    Ok(Decoded { pixels, cut: Margins::default(), size: (width, height) })
 }

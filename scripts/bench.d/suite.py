@@ -1,6 +1,7 @@
 """The sitting: for each model the limit, the loads over HTTP, and the ratios between them."""
 
 import shutil
+from statistics import mean
 
 from load import closed_loop, open_loop
 from server import Server, question
@@ -117,6 +118,7 @@ def round_ratios(limit, one):
     possible = limit["cores"] * 1e3 / cost
     lone_preprocessing = mean_of(lone["preprocessing"], "wall_ms")
     floor = lone_preprocessing + lone_inference["run_ms"]
+    taken = [load["others"] + load["stolen"] for load in loads_of(one)]
     return {
         "preprocessing_cpu_ms": preprocessing,
         "preprocessing_alone_cpu_ms": mean_of(without["preprocessing"], "cpu_ms"),
@@ -138,8 +140,8 @@ def round_ratios(limit, one):
         "large_cpu_ms": limit["preprocessing"][-1]["cpu_ms"],
         "large_per_second": one["large"][8]["per_second"],
         "failed": sum(load["failed"] for load in loads_of(one)),
-        "others": max(load["others"] for load in loads_of(one)),
-        "stolen": max(load["stolen"] for load in loads_of(one)),
+        "taken": mean(taken),
+        "most_taken": max(taken),
     }
 
 

@@ -147,6 +147,15 @@ mod tests {
     }
 
     #[test]
+    fn images_in_work_share_the_cores() {
+        let admission = Admission { cores: 4, ..admission() };
+        let shares = (0..3).map(|_| (admission.admit(1).unwrap(), admission.cores_per_image()));
+        let (_held, shares): (Vec<_>, Vec<_>) = shares.unzip();
+        assert_eq!(shares, [4, 2, 1]);
+        assert_eq!(Admission { cores: 1, ..self::admission() }.cores_per_image(), 1);
+    }
+
+    #[test]
     fn the_room_of_a_body_is_given_back_with_its_last_slice() {
         let admission = admission();
         let mut buffer = admission.buffer();

@@ -68,7 +68,7 @@ def write(results, options):
 
 def markdown(results, options):
     ratios = {name: suite.ratios(result) for name, result in results.items()}
-    taken = mean([mean(one["taken"]) for one in ratios.values()])
+    taken = mean(mean(one["taken"]) for one in ratios.values())
     most_taken = max(max(one["most_taken"]) for one in ratios.values())
     return "\n".join(
         [

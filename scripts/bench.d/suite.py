@@ -146,7 +146,7 @@ def round_ratios(limit, one):
 
 
 def mean_of(costs, key):
-    return sum(cost[key] for cost in costs) / len(costs)
+    return mean(cost[key] for cost in costs)
 
 
 def loads_of(one):

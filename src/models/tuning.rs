@@ -177,14 +177,17 @@ fn expected_gain(precision: Precision) -> f64 {
 /// The smallest batch than which no larger one does enough more, or is expected to.
 fn smallest_batch(Candidate { speeds, precision, .. }: &Candidate) -> Option<Speed> {
     let pays = |large: &Speed, small: &Speed| {
-        let is_expected = large.batch_size > small.batch_size && large.batch_size <= LIKELY_BATCH;
-        let expected = if is_expected { expected_gain(*precision) } else { 0.0 };
-        let is_large = small.batch_size >= LIKELY_BATCH && large.batch_size > LIKELY_BATCH;
-        let least = if is_large { LARGE_BATCH_GAIN } else { NOISE };
-        large.per_second / small.per_second > 1.0 + least + GAIN_PER_MS * large.run_ms - expected
+        let least = if large.batch_size <= LIKELY_BATCH {
+            NOISE - expected_gain(*precision)
+        } else if small.batch_size >= LIKELY_BATCH {
+            LARGE_BATCH_GAIN
+        } else {
+            NOISE
+        };
+        large.per_second / small.per_second > 1.0 + least + GAIN_PER_MS * large.run_ms
     };
     let mut each = speeds.iter().enumerate();
-    each.find_map(|(index, small)| speeds[index..].iter().all(|large| !pays(large, small)).then_some(*small))
+    each.find_map(|(index, small)| speeds[index + 1..].iter().all(|large| !pays(large, small)).then_some(*small))
 }
 
 /// Do the last of these, of rising batch sizes, show that larger ones would gain nothing, but take long to measure? It takes two of

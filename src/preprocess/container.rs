@@ -11,10 +11,10 @@ pub(super) struct Outline<'a> {
     pub(super) size: (u32, u32),
     /// EXIF, from its TIFF header on.
     pub(super) exif: Option<&'a [u8]>,
-    /// How many times a decoder goes through all of the picture; 0 where that is not known.
-    pub(super) scans: usize,
     /// XMP, which may tell the orientation where EXIF does not.
     pub(super) xmp: Option<&'a [u8]>,
+    /// How many times a decoder goes through the picture; 0 where that is not known.
+    pub(super) scans: usize,
 }
 
 impl Outline<'_> {

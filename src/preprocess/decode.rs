@@ -260,7 +260,7 @@ fn upright(pixels: RgbImage, orientation: Orientation) -> RgbImage {
 }
 
 /// The upright size of a picture of this size as stored, or the other way round.
-fn turn((width, height): (u32, u32), orientation: Orientation) -> (u32, u32) {
+fn turn<T>((width, height): (T, T), orientation: Orientation) -> (T, T) {
     use Orientation::{FlipHorizontal, FlipVertical, NoTransforms, Rotate180};
     match orientation {
         NoTransforms | FlipHorizontal | FlipVertical | Rotate180 => (width, height),
@@ -270,13 +270,12 @@ fn turn((width, height): (u32, u32), orientation: Orientation) -> (u32, u32) {
 
 /// The upright margins of a picture with these as stored, or the other way round. Of one that is turned, the smaller of top and bottom
 /// counts for both, so that it does not matter which becomes which.
-fn turn_margins(Margins { sides, top, bottom }: Margins, orientation: Orientation) -> Margins {
-    let ends = top.min(bottom);
-    match (orientation, turn((0, 1), orientation)) {
-        (Orientation::NoTransforms, _) => Margins { sides, top, bottom },
-        (_, (0, 1)) => Margins { sides, top: ends, bottom: ends },
-        _ => Margins { sides: ends, top: sides, bottom: sides },
+fn turn_margins(margins: Margins, orientation: Orientation) -> Margins {
+    if orientation == Orientation::NoTransforms {
+        return margins;
     }
+    let (sides, ends) = turn((margins.sides, margins.top.min(margins.bottom)), orientation);
+    Margins { sides, top: ends, bottom: ends }
 }
 
 /// Memory for decoding an image of this size, whatever its chunks inflate to.

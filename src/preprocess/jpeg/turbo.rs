@@ -21,8 +21,7 @@ const INTERPOLATED: usize = 2;
 /// Does decoding some rows of a picture, of which this size is demanded, spare the pixels of the others? Where there are several scans,
 /// and at a fraction of its size, nearly all of the time goes into what has to be read in any case.
 pub(in crate::preprocess) fn decodes_rows(outline: &Outline<'_>, needed: (u32, u32)) -> bool {
-    let pair = |(width, height): (u32, u32)| (width as usize, height as usize);
-    outline.scans == 1 && smallest_scale(pair(outline.size), pair(needed)) == ScalingFactor::ONE
+    outline.scans == 1 && smallest_scale(outline.size, needed) == ScalingFactor::ONE
 }
 
 /// Decodes the pixels of a JPEG whose outline has been checked, as stored, not turned upright: at the smallest scale that leaves no
@@ -49,10 +48,9 @@ fn decode_with(
     if header.size != size {
         return Err(corrupt(FORMAT, "it has two sizes"));
     }
-    let needed = demand.size(full);
     let scale = match header.is_lossless {
         true => ScalingFactor::ONE,
-        false => smallest_scale(size, (needed.0 as usize, needed.1 as usize)),
+        false => smallest_scale(full, demand.size(full)),
     };
     let whole = (scale.scale(size.0), scale.scale(size.1));
     let margins = demand.margins(full, (whole.0 as u32, whole.1 as u32));
@@ -88,9 +86,10 @@ fn failed(message: String) -> DecodeError {
 }
 
 /// The smallest scale that leaves no side shorter than needed; both are (width, height).
-fn smallest_scale(size: (usize, usize), needed: (usize, usize)) -> ScalingFactor {
+fn smallest_scale(size: (u32, u32), needed: (u32, u32)) -> ScalingFactor {
     let mut scales = REDUCTIONS.into_iter().map(|eighths| ScalingFactor::new(eighths, 8));
-    let large_enough = |scale: &ScalingFactor| scale.scale(size.0) >= needed.0 && scale.scale(size.1) >= needed.1;
+    let reaches = |scale: &ScalingFactor, length: u32, needed: u32| scale.scale(length as usize) >= needed as usize;
+    let large_enough = |scale: &ScalingFactor| reaches(scale, size.0, needed.0) && reaches(scale, size.1, needed.1);
     scales.find(large_enough).unwrap_or(ScalingFactor::ONE)
 }
 

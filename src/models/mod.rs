@@ -20,6 +20,7 @@ mod timing;
 mod trial;
 mod tuner;
 mod tuning;
+mod tuning_cache;
 mod zero_shot;
 
 use std::path::PathBuf;

@@ -1,13 +1,10 @@
-//! What `auto` decides by: measurements of plans, the rule that chooses among them, and their cache.
-
-use std::path::{Path, PathBuf};
+//! What `auto` decides by: measurements of plans, and the rule that chooses among them.
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
 use super::opener::Plan;
-use crate::config::{ModelSettings, Objective, TuningSettings};
+use crate::config::{Objective, TuningSettings};
 use crate::runtime::{ExecutionProvider, Precision};
 
 /// One way to run a graph, as measured.
@@ -222,52 +219,6 @@ pub(super) fn judge(reference: &[Vec<f32>], rows: &[Vec<f32>], settings: &Tuning
     (shift, problem)
 }
 
-/// To be raised when something else is measured than before.
-const REVISION: u32 = 4;
-
-/// Where measurements of a graph are kept between starts. Everything that could change them is in the name.
-pub(super) struct TuningCache(PathBuf);
-
-impl TuningCache {
-    /// For the graph with the hash `sha256`, or several of those, as `library` runs it on this machine with these settings.
-    pub(super) fn new(cache_dir: &Path, sha256: &[String], library: &Path, settings: &ModelSettings) -> Self {
-        let length = std::fs::metadata(library).map_or(0, |file| file.len());
-        let cores = crate::config::usable_cores();
-        let version = env!("CARGO_PKG_VERSION");
-        let name = library.file_name().unwrap_or_default();
-        let key = format!("{version} {REVISION} {sha256:?} {name:?} {length} {} {cores} {settings:?}", processor());
-        let hash: String = Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect();
-        Self(cache_dir.join("tuning").join(format!("{hash}.json")))
-    }
-
-    /// What an earlier start measured. A file that cannot be read is as good as none.
-    pub(super) fn read(&self) -> Option<Tuning> {
-        let tuning: Tuning = serde_json::from_slice(&std::fs::read(&self.0).ok()?).ok()?;
-        Some(Tuning { cached: true, ..tuning })
-    }
-
-    /// Keeps measurements for later starts.
-    pub(super) fn write(&self, tuning: &Tuning) {
-        let write = || {
-            std::fs::create_dir_all(self.0.parent().unwrap_or(Path::new("")))?;
-            // In one step, so that no other start reads half of it.
-            let partial = self.0.with_extension(format!("{}.partial", std::process::id()));
-            std::fs::write(&partial, serde_json::to_vec(tuning)?)?;
-            std::fs::rename(&partial, &self.0)
-        };
-        if let Err(error) = write() {
-            tracing::warn!(file = %self.0.display(), %error, "what was measured cannot be kept; the next start will measure again");
-        }
-    }
-}
-
-/// The processor's name, as far as the system tells.
-fn processor() -> String {
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = |name: &str| cpuinfo.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
-    format!("{} {} {}", std::env::consts::ARCH, line("model name"), line("flags"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -418,21 +369,5 @@ mod tests {
         assert!(judge(&[0.60, 0.40], &[0.40, 0.60]).1.unwrap().contains("another label comes first"));
         assert_eq!(judge(&[0.51, 0.49], &[0.49, 0.51]).1, None, "a near tie may turn");
         assert!(judge(&[0.5, 0.5], &[f32::NAN, 0.5]).1.is_some());
-    }
-
-    #[test]
-    fn measurements_are_kept_for_the_same_circumstances_only() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut settings = Config::default().model_defaults;
-        let cache = |settings: &ModelSettings, hash: &str| {
-            TuningCache::new(folder.path(), &[hash.to_owned()], Path::new("library"), settings)
-        };
-        assert!(cache(&settings, "a").read().is_none());
-        let candidates = vec![candidate(2, &[(1, 10.0, 100.0)])];
-        cache(&settings, "a").write(&Tuning { cached: false, candidates: candidates.clone() });
-        assert_eq!(cache(&settings, "a").read().unwrap(), Tuning { cached: true, candidates });
-        assert!(cache(&settings, "b").read().is_none());
-        settings.batch_policy.max_batch_size = 3;
-        assert!(cache(&settings, "a").read().is_none());
     }
 }

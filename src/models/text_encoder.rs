@@ -19,6 +19,10 @@ use crate::runtime::{BatchMemory, Tensor, TensorSpec};
 use crate::telemetry::ModelMetrics;
 use crate::text::{Embedding, EmbeddingCache, Tokenizer};
 
+/// So many prompts of one request wait in the queue at a time, where that holds as many: others' come in between, and what has been
+/// computed by then is kept if the rest is not.
+const MOST_AT_ONCE: usize = 1024;
+
 /// The text side of a dual encoder.
 pub(super) struct TextEncoder {
     pub(super) engine: Arc<Engine<TokenBinding>>,
@@ -105,25 +109,28 @@ impl TextEncoder {
         if prompts.is_empty() {
             return Ok(HashMap::new());
         }
-        let engine = Arc::clone(&self.engine);
         let tokenizer = Arc::clone(&self.tokenizer);
-        let ticket = ticket.clone();
-        let submit = move || {
-            // All prompts are checked before the first is computed.
-            let tokens: Vec<Vec<i64>> =
-                prompts.iter().map(|prompt| tokenizer.encode(prompt)).collect::<Result<_, _>>()?;
-            let pending = tokens.into_iter().map(|tokens| engine.submit(tokens, ticket.clone()));
-            let pending: Vec<Pending> = pending.collect::<Result<_, _>>()?;
-            Ok::<_, PredictError>((prompts, pending))
+        // All prompts are checked before the first is computed.
+        let encode = move || {
+            let encode = |prompt: String| tokenizer.encode(&prompt).map(|tokens| (prompt, tokens));
+            prompts.into_iter().map(encode).collect::<Result<Vec<_>, _>>()
         };
-        let (prompts, pending) = pool.run(submit).await??;
-        let answers = try_join_all(pending.into_iter().map(Pending::answer)).await?;
-        let embeddings = prompts.into_iter().zip(answers).map(|(prompt, answer)| {
-            let embedding = unit(answer.output);
-            self.cache.insert(arithmetic, prompt.clone(), Arc::clone(&embedding));
-            (prompt, embedding)
-        });
-        Ok(embeddings.collect())
+        let mut encoded = pool.run(encode).await??;
+        let mut embeddings = HashMap::with_capacity(encoded.len());
+        let most = self.engine.settings.max_queue_size.min(MOST_AT_ONCE);
+        while !encoded.is_empty() {
+            let some = encoded.split_off(encoded.len().saturating_sub(most));
+            let submit = |(prompt, tokens)| Ok((prompt, self.engine.submit(tokens, ticket.clone())?));
+            let (prompts, pending): (Vec<String>, Vec<Pending>) =
+                some.into_iter().map(submit).collect::<Result<_, PredictError>>()?;
+            let answers = try_join_all(pending.into_iter().map(Pending::answer)).await?;
+            for (prompt, answer) in prompts.into_iter().zip(answers) {
+                let embedding = unit(answer.output);
+                self.cache.insert(arithmetic, prompt.clone(), Arc::clone(&embedding));
+                embeddings.insert(prompt, embedding);
+            }
+        }
+        Ok(embeddings)
     }
 }
 

@@ -124,7 +124,7 @@ impl ZeroShotClassifier {
         question: &ZeroShotQuestion,
         ticket: &Ticket,
     ) -> Result<Vec<Embedding>, PredictError> {
-        let prompts = question.templates.prompts(&question.labels);
+        let prompts = question.templates.prompts(&question.labels)?;
         let embeddings = self.text.embed(pool, &prompts, ticket).await?;
         if question.templates.count() == 1 {
             return Ok(embeddings);

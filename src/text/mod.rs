@@ -5,7 +5,7 @@ mod prompts;
 mod tokenizer;
 
 pub use cache::{Embedding, EmbeddingCache};
-pub use prompts::Templates;
+pub use prompts::{MAX_BYTES, MAX_PROMPT_BYTES, Templates};
 pub use tokenizer::Tokenizer;
 
 /// What is wrong with labels or templates; the message is fit for a client.
@@ -21,6 +21,17 @@ pub enum TextError {
         /// The longest that is taken.
         limit: usize,
     },
+    /// A prompt has more bytes than [`MAX_PROMPT_BYTES`].
+    #[error("the prompt '{prompt}' is {bytes} bytes long; at most {MAX_PROMPT_BYTES} are taken")]
+    TooManyBytes {
+        /// The prompt's beginning.
+        prompt: String,
+        /// Its length.
+        bytes: usize,
+    },
+    /// All prompts together have more bytes than [`MAX_BYTES`].
+    #[error("labels and templates make prompts of {0} bytes in all; at most {MAX_BYTES} are taken")]
+    TooManyBytesInAll(usize),
     /// A template that does not say, exactly once, where the label goes.
     #[error("hypothesis_template '{0}' must contain {{}} exactly once")]
     Template(String),

@@ -92,6 +92,7 @@ fn labels_and_templates_that_cannot_be_used_are_refused() {
         (json!({"labels": ["red", 7]}), 400, "labels must be a text or a list of texts, not 7"),
         (json!({"labels": [["red"]]}), 400, "labels must be"),
         (json!({"labels": ["red ".repeat(50)]}), 422, "has 52 tokens; this model takes at most 16"),
+        (json!({"labels": [" ".repeat(9000) + "red"]}), 422, "is 9003 bytes long; at most 8192 are taken"),
         (json!({"labels": ["red"], "hypothesis_template": "a photo"}), 422, "must contain {} exactly once"),
         (json!({"labels": ["red"], "hypothesis_template": ["{}", "{} {}"]}), 422, "must contain {} exactly once"),
         (json!({"labels": ["red"], "hypothesis_template": ["{}", "a {}", "b {}"]}), 422, "3 templates were sent"),
@@ -101,6 +102,14 @@ fn labels_and_templates_that_cannot_be_used_are_refused() {
         ask(&server, RED, parameters).assert_error(status, message);
     }
     assert_eq!(ask(&server, RED, json!({"labels": ["red", "green"]})).top_label(), "red", "the next request is served");
+}
+
+#[test]
+fn a_request_may_have_more_prompts_than_the_queue_holds() {
+    let server = Server::start_with(&["tiny-clip"], |config| config.model_defaults.max_queue_size = 8);
+    let labels: Vec<String> = (0..50).map(|number| format!("red {number}")).collect();
+    let answer = ask(&server, RED, json!({"labels": labels, "hypothesis_template": ["{}", "a {}"]}));
+    assert_eq!((answer.status, answer.predictions().len()), (200, 50), "{answer:?}");
 }
 
 #[test]

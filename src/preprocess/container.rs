@@ -3,6 +3,7 @@
 use image::metadata::Orientation;
 
 use super::decode::{DecodeError, breaks_off, corrupt};
+use super::vp8l;
 
 /// The outline of an image file.
 #[derive(Debug, Default)]
@@ -65,8 +66,8 @@ pub(super) fn png_outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
     Ok(outline)
 }
 
-/// Reads the outline of a WebP, and checks that it is whole and that the pictures in it fit its canvas: the
-/// decoder takes a picture's memory before it compares.
+/// Reads the outline of a WebP, and checks that it is whole, that the pictures in it fit its canvas, and that they need no more memory than
+/// their pixels: the decoder takes a picture's memory before it compares.
 pub(super) fn webp_outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
     let declared = four(bytes, 4).map(u32::from_le_bytes).ok_or_else(|| breaks_off("WebP"))?;
     let body = bytes.get(12..(declared as usize).saturating_add(8)).ok_or_else(|| breaks_off("WebP"))?;
@@ -82,6 +83,7 @@ pub(super) fn webp_outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
             }
             _ => {}
         }
+        check_lossless(kind, data, outline.size)?;
         match &kind {
             b"EXIF" => outline.exif = Some(data.strip_prefix(b"Exif\0\0").unwrap_or(data)),
             b"XMP " => outline.xmp = Some(data),
@@ -91,13 +93,60 @@ pub(super) fn webp_outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
     Ok(outline)
 }
 
+/// May the first picture of a TIFF be stored as JPEGs? Each of its strips is a file of its own then, whose size nothing bounds.
+pub(super) fn tiff_may_hold_jpegs(bytes: &[u8]) -> bool {
+    const COMPRESSION: u32 = 259;
+    const JPEG: u32 = 7;
+    let is_little = bytes.starts_with(b"II");
+    let number = |at: usize, length: usize| {
+        let bytes = bytes.get(at..at.checked_add(length)?)?;
+        let add = |number: u32, byte: &u8| number << 8 | u32::from(*byte);
+        Some(if is_little { bytes.iter().rev().fold(0, add) } else { bytes.iter().fold(0, add) })
+    };
+    let directory = number(4, 4).map(|at| at as usize);
+    let Some((directory, entries)) = directory.and_then(|at| Some((at, number(at, 2)?))) else { return false };
+    // Of an entry that is there twice, decoders take one or the other.
+    let places = (directory + 2..bytes.len()).step_by(12);
+    let mut compressions = places.zip(0..entries).filter(|&(place, _)| number(place, 2) == Some(COMPRESSION));
+    compressions.any(|(place, _)| match number(place + 2, 2) {
+        Some(3) => number(place + 8, 2) == Some(JPEG),
+        Some(4) => number(place + 8, 4) == Some(JPEG),
+        // None that the format allows.
+        Some(_) => true,
+        None => false,
+    })
+}
+
+/// Checks the tables that decoding the lossless picture in a chunk needs, if it holds one, on a canvas of this size.
+fn check_lossless(kind: [u8; 4], data: &[u8], canvas: (u32, u32)) -> Result<(), DecodeError> {
+    let (stream, size) = match (&kind, data) {
+        (b"VP8L", [_, _, _, _, _, stream @ ..]) => (stream, picture_size(kind, data)?.unwrap_or(canvas)),
+        // Alpha, where it is compressed.
+        (b"ALPH", [header, stream @ ..]) if header & 3 == 1 => (stream, canvas),
+        (b"ANMF", [_, _, _, _, _, _, w0, w1, w2, h0, h1, h2, _, _, _, _, chunks @ ..]) => {
+            let frame = (three(w0, w1, w2) + 1, three(h0, h1, h2) + 1);
+            let mut pictures = RiffChunks(chunks).map_while(Result::ok).filter(|(kind, _)| kind != b"ANMF");
+            return pictures.try_for_each(|(kind, data)| check_lossless(kind, data, frame));
+        }
+        _ => return Ok(()),
+    };
+    match vp8l::prefix_code_groups(stream, size) {
+        None => Err(corrupt("WebP", "a lossless picture is damaged")),
+        Some(groups) if groups > vp8l::MAX_GROUPS => {
+            Err(corrupt("WebP", format!("it has {groups} groups of prefix codes, more than {}", vp8l::MAX_GROUPS)))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn three(a: &u8, b: &u8, c: &u8) -> u32 {
+    u32::from_le_bytes([*a, *b, *c, 0])
+}
+
 /// The size of the picture in a chunk, if it holds one: width and height in pixels.
 fn picture_size(kind: [u8; 4], data: &[u8]) -> Result<Option<(u32, u32)>, DecodeError> {
     let size = match (&kind, data) {
-        (b"VP8X", [_, _, _, _, w0, w1, w2, h0, h1, h2, ..]) => {
-            let side = |a: &u8, b: &u8, c: &u8| u32::from_le_bytes([*a, *b, *c, 0]) + 1;
-            (side(w0, w1, w2), side(h0, h1, h2))
-        }
+        (b"VP8X", [_, _, _, _, w0, w1, w2, h0, h1, h2, ..]) => (three(w0, w1, w2) + 1, three(h0, h1, h2) + 1),
         (b"VP8 ", [_, _, _, 0x9d, 0x01, 0x2a, w0, w1, h0, h1, ..]) => {
             let side = |a: &u8, b: &u8| u32::from(u16::from_le_bytes([*a, *b]) & 0x3fff);
             (side(w0, w1), side(h0, h1))
@@ -144,5 +193,39 @@ impl<'a> Iterator for RiffChunks<'a> {
         };
         self.0 = self.0.get(end + end % 2..).unwrap_or_default();
         Some(Ok((kind, data)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A TIFF's header and directory, with these entries of (tag, type, value).
+    fn tiff(is_little: bool, entries: &[(u32, u32, u32)]) -> Vec<u8> {
+        let number = |value: u32, length: usize| {
+            let bytes = value.to_le_bytes()[..length].to_vec();
+            if is_little { bytes } else { bytes.into_iter().rev().collect() }
+        };
+        let mut bytes = if is_little { b"II".to_vec() } else { b"MM".to_vec() };
+        bytes.extend([number(42, 2), number(8, 4), number(entries.len() as u32, 2)].concat());
+        for &(tag, kind, value) in entries {
+            let length = if kind == 3 { 2 } else { 4 };
+            bytes.extend([number(tag, 2), number(kind, 2), number(1, 4), number(value, length)].concat());
+            bytes.resize(bytes.len() + 4 - length, 0);
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_tiff_of_jpegs_is_seen_in_either_order_of_bytes() {
+        for is_little in [true, false] {
+            let holds_jpegs = |entries: &[(u32, u32, u32)]| tiff_may_hold_jpegs(&tiff(is_little, entries));
+            assert!(holds_jpegs(&[(256, 3, 7), (259, 3, 7)]) && holds_jpegs(&[(259, 4, 7)]));
+            assert!(holds_jpegs(&[(259, 3, 5), (259, 3, 7)]), "the last one of two");
+            assert!(holds_jpegs(&[(259, 1, 1)]), "of a type that none has");
+            assert!(!holds_jpegs(&[(256, 3, 7), (259, 3, 5)]) && !holds_jpegs(&[(259, 4, 1)]) && !holds_jpegs(&[]));
+        }
+        let whole = tiff(true, &[(256, 3, 7), (259, 3, 1)]);
+        assert!((0..whole.len()).all(|length| !tiff_may_hold_jpegs(&whole[..length])));
     }
 }

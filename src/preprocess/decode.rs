@@ -25,7 +25,7 @@ const LEAST_DIVIDED: usize = 1 << 15;
 /// What an upload may cost before any pixel is decoded.
 ///
 /// Decoders get memory in proportion to the pixels the image itself declares, at most about 16 bytes each
-/// (16-bit RGBA, twice) and 16 MiB for metadata, so `max_pixels` bounds both.
+/// (16-bit RGBA, twice) and 16 MiB for metadata, so `max_pixels` bounds both; lossless WebPs some 60 MB more for their codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DecodeLimits {
     /// Most pixels (width times height) an image may have.
@@ -212,6 +212,10 @@ pub(super) fn decode_demanded(
         }
         ImageFormat::Gif => (gif::decode(bytes, limits)?, Orientation::NoTransforms),
         ImageFormat::Bmp => read("BMP", limits, BmpDecoder::new(Cursor::new(bytes)))?,
+        ImageFormat::Tiff if container::tiff_may_hold_jpegs(bytes) => {
+            let reason = "its pixels are compressed as JPEG".to_owned();
+            return Err(DecodeError::Unsupported { format: "TIFF", reason });
+        }
         ImageFormat::Tiff => read("TIFF", limits, TiffDecoder::new(Cursor::new(bytes)))?,
         _ => return Err(DecodeError::UnknownFormat),
     };

@@ -6,6 +6,8 @@ use std::ptr::NonNull;
 
 use turbojpeg::{PixelFormat, ScalingFactor, raw};
 
+use super::MAX_SCANS;
+
 /// A JPEG whose header has been read.
 pub(super) struct Decompressor<'b> {
     handle: Handle,
@@ -114,7 +116,12 @@ impl Handle {
     fn new() -> Result<Self, String> {
         // SAFETY: no condition is attached to this call.
         let handle = unsafe { raw::tj3Init(raw::TJINIT_TJINIT_DECOMPRESS as c_int) };
-        NonNull::new(handle).map(Self).ok_or_else(|| "Out of memory".to_owned())
+        let handle = NonNull::new(handle).map(Self).ok_or_else(|| "Out of memory".to_owned())?;
+        // SAFETY: the handle is valid.
+        let limited =
+            unsafe { raw::tj3Set(handle.0.as_ptr(), raw::TJPARAM_TJPARAM_SCANLIMIT as c_int, MAX_SCANS as c_int) };
+        handle.check(limited)?;
+        Ok(handle)
     }
 
     fn get(&self, parameter: raw::TJPARAM) -> c_int {

@@ -81,9 +81,10 @@ pub(super) fn outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
 const END_OF_IMAGE: u8 = 0xd9;
 const START_OF_SCAN: u8 = 0xda;
 
-/// Restart markers and the like have no segment; restart markers lie within pixel data.
+/// Restart markers and the like have no segment; restart markers lie within pixel data. Nor have codes without a meaning: where pixels
+/// are damaged, libjpeg goes on right behind one, and would find there what had been skipped here as a segment of it.
 fn stands_alone(marker: u8) -> bool {
-    matches!(marker, 0x00 | 0x01 | 0xd0..=0xd8)
+    matches!(marker, 0x00..=0xbf | 0xd0..=0xd8)
 }
 
 /// Frame headers, without the tables (C4, CC) and the extension (C8) among them.
@@ -124,6 +125,19 @@ mod tests {
     fn a_jpeg_of_very_many_scans_is_refused_before_any_is_decoded() {
         assert_eq!(outline(&bomb(MAX_SCANS)).unwrap().size, (24, 16));
         let error = outline(&bomb(MAX_SCANS + 1)).unwrap_err();
+        assert!(error.to_string().contains("more than 100 scans"), "{error}");
+    }
+
+    #[test]
+    fn scans_are_counted_behind_a_code_without_a_meaning() {
+        let scans = [0xff, START_OF_SCAN, 0, 2].repeat(MAX_SCANS + 1);
+        let [high, low] = u16::try_from(scans.len() + 2).unwrap().to_be_bytes();
+        let mut hidden = bomb(1);
+        hidden.truncate(hidden.len() - 2);
+        hidden.extend([0xff, 0x02, high, low]);
+        hidden.extend(scans);
+        hidden.extend([0xff, END_OF_IMAGE]);
+        let error = outline(&hidden).unwrap_err();
         assert!(error.to_string().contains("more than 100 scans"), "{error}");
     }
 }

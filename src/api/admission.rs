@@ -93,8 +93,8 @@ impl BodyBuffer {
 
     /// The whole body; its room is given back when the last slice of it is dropped.
     pub fn freeze(self) -> HeldBytes {
-        let room = self.room.map(Arc::new);
-        HeldBytes { bytes: hold(self.data, room.clone()), room }
+        let room = Room { _permit: self.room.map(Arc::new) };
+        HeldBytes { bytes: room.hold(self.data), room }
     }
 }
 
@@ -102,27 +102,30 @@ impl BodyBuffer {
 pub struct HeldBytes {
     /// The body.
     pub bytes: Bytes,
-    room: Option<Arc<OwnedSemaphorePermit>>,
+    /// Its room.
+    pub room: Room,
 }
 
-impl HeldBytes {
-    /// Bytes made from this body (out of base64, so fewer), on this body's account.
-    pub fn derived(&self, data: Vec<u8>) -> Bytes {
-        hold(data, self.room.clone())
-    }
+/// The room of a body, given back when the last that is held in it is dropped.
+#[derive(Clone)]
+pub struct Room {
+    _permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
-fn hold(data: Vec<u8>, room: Option<Arc<OwnedSemaphorePermit>>) -> Bytes {
-    struct Held {
-        data: Vec<u8>,
-        _room: Option<Arc<OwnedSemaphorePermit>>,
-    }
-    impl AsRef<[u8]> for Held {
-        fn as_ref(&self) -> &[u8] {
-            &self.data
+impl Room {
+    /// Bytes in this room: the body, or what was made of it and is no more than it was.
+    pub fn hold(&self, data: impl AsRef<[u8]> + Send + 'static) -> Bytes {
+        struct Held<D> {
+            data: D,
+            _room: Room,
         }
+        impl<D: AsRef<[u8]>> AsRef<[u8]> for Held<D> {
+            fn as_ref(&self) -> &[u8] {
+                self.data.as_ref()
+            }
+        }
+        Bytes::from_owner(Held { data, _room: self.clone() })
     }
-    Bytes::from_owner(Held { data, _room: room })
 }
 
 #[cfg(test)]
@@ -163,7 +166,7 @@ mod tests {
         assert!(buffer.extend(b"abc").is_err());
         let held = buffer.freeze();
         let slice = held.bytes.slice(..2);
-        let derived = held.derived(vec![1]);
+        let derived = held.room.hold(vec![1]);
         drop(held);
         assert_eq!(admission.bytes_buffered(), 8);
         drop((slice, derived));

@@ -12,7 +12,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 use super::AppState;
 use super::admission::HeldBytes;
@@ -50,7 +50,7 @@ impl Upload {
         }
         let (parts, mut body) = request.into_parts();
         let received = match state.admission.admit(1) {
-            Ok(permit) => read_body(state, &parts.headers, &mut body).await.map(|bytes| (permit, bytes)),
+            Ok(permit) => read_body(state, &parts.headers, &mut body, deadline).await.map(|bytes| (permit, bytes)),
             Err(error) => Err(error),
         };
         let (mut permit, bytes) = match received {
@@ -104,7 +104,12 @@ fn accepts_json(headers: &HeaderMap) -> bool {
     ranges.peek().is_none() || ranges.any(|value| value.split(',').any(allows))
 }
 
-async fn read_body(state: &AppState, headers: &HeaderMap, body: &mut Body) -> Result<HeldBytes, ApiError> {
+async fn read_body(
+    state: &AppState,
+    headers: &HeaderMap,
+    body: &mut Body,
+    deadline: Instant,
+) -> Result<HeldBytes, ApiError> {
     let limit = state.limits.max_body_bytes;
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > limit as u64) {
@@ -124,7 +129,14 @@ async fn read_body(state: &AppState, headers: &HeaderMap, body: &mut Body) -> Re
         Ok(buffer.freeze())
     };
     let body_timeout = state.limits.body_timeout;
-    timeout(body_timeout, read).await.unwrap_or_else(|_| Err(ApiError::body_timeout(body_timeout.as_millis())))
+    let body_deadline = Instant::now() + body_timeout;
+    timeout_at(deadline.min(body_deadline).into(), read).await.unwrap_or_else(|_| {
+        Err(if deadline < body_deadline {
+            ApiError::deadline_exceeded()
+        } else {
+            ApiError::body_timeout(body_timeout.as_millis())
+        })
+    })
 }
 
 async fn discard(mut body: Body) {
@@ -166,7 +178,8 @@ async fn from_multipart(
 ) -> Result<Vec<Bytes>, ApiError> {
     let wrong =
         |error: &dyn std::fmt::Display| ApiError::bad_request(format!("the multipart form cannot be read: {error}"));
-    let request = Request::from_parts(parts, Body::from(body.bytes));
+    let HeldBytes { bytes, room } = body;
+    let request = Request::from_parts(parts, Body::from(bytes));
     let mut form = Multipart::from_request(request, &()).await.map_err(|error| wrong(&error.body_text()))?;
     let mut images = Vec::new();
     while let Some(field) = form.next_field().await.map_err(|error| wrong(&error.body_text()))? {
@@ -176,7 +189,8 @@ async fn from_multipart(
             let text = field.text().await.map_err(|error| wrong(&error.body_text()))?;
             parameters.push(name, Raw::Text(text));
         } else {
-            images.push(field.bytes().await.map_err(|error| wrong(&error.body_text()))?);
+            // A copy of what the form holds.
+            images.push(room.hold(field.bytes().await.map_err(|error| wrong(&error.body_text()))?));
         }
     }
     Ok(images)
@@ -227,7 +241,7 @@ fn from_base64(body: &HeldBytes, place: &str, text: &str) -> Result<Bytes, ApiEr
     let without_breaks: Vec<u8> = encoded.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
     let decoded = BASE64.decode(without_breaks);
     let decoded = decoded.map_err(|error| ApiError::bad_request(format!("{place} is not base64: {error}")))?;
-    Ok(body.derived(decoded))
+    Ok(body.room.hold(decoded))
 }
 
 #[cfg(test)]
@@ -259,6 +273,21 @@ mod tests {
         assert!(left("1000").unwrap() <= Duration::from_secs(1));
         assert!(left("99999999").unwrap() <= server);
         assert!(left("soon").is_err() && left("-1").is_err());
+    }
+
+    #[tokio::test]
+    async fn images_of_a_form_keep_the_room_of_its_body() {
+        let limits = crate::config::Config::default().limits;
+        let admission = super::super::admission::Admission::new(&limits);
+        let form = "--x\r\ncontent-disposition: form-data; name=\"image\"; filename=\"a\"\r\n\r\npixels\r\n--x--\r\n";
+        let mut body = admission.buffer();
+        body.extend(form.as_bytes()).unwrap();
+        let request = Request::builder().header(header::CONTENT_TYPE, "multipart/form-data; boundary=x").body(());
+        let (parts, ()) = request.unwrap().into_parts();
+        let images = take_apart(parts, body.freeze(), &mut Parameters::from_query(None)).await.unwrap();
+        assert_eq!((images[0].as_ref(), admission.bytes_buffered()), (&b"pixels"[..], form.len()));
+        drop(images);
+        assert_eq!(admission.bytes_buffered(), 0);
     }
 
     #[test]

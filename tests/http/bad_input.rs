@@ -129,6 +129,16 @@ fn a_body_that_trickles_in_gets_408() {
 }
 
 #[test]
+fn a_body_that_does_not_arrive_before_the_requests_own_deadline_gets_504() {
+    let server =
+        Server::start_with(&["tiny-classifier"], |config| config.limits.body_timeout = Duration::from_secs(3600));
+    let head = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-request-timeout-ms: 200\r\n";
+    let answer = server.exchange(&[&head[..], b"content-length: 1000\r\n\r\nstart"].concat());
+    assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("Deadline exceeded"), "{answer}");
+    server.assert_serves();
+}
+
+#[test]
 fn a_header_that_never_ends_is_cut_off() {
     let server =
         Server::start_with(&["tiny-classifier"], |config| config.limits.idle_timeout = Duration::from_millis(200));

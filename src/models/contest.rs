@@ -41,9 +41,25 @@ pub(super) type Measured = Result<Trial, String>;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Trial {
     /// To the probe's items.
+    #[serde(with = "bits")]
     pub(super) answers: Vec<Vec<f32>>,
     /// By batch size.
     pub(super) speeds: Vec<Speed>,
+}
+
+/// Answers between processes: in JSON there is no number for what is none (NaN), nor for infinity.
+mod bits {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(answers: &[Vec<f32>], serializer: S) -> Result<S::Ok, S::Error> {
+        let bits = |answer: &Vec<f32>| answer.iter().map(|value| value.to_bits()).collect::<Vec<u32>>();
+        answers.iter().map(bits).collect::<Vec<_>>().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Vec<f32>>, D::Error> {
+        let answers = Vec::<Vec<u32>>::deserialize(deserializer)?;
+        Ok(answers.into_iter().map(|answer| answer.into_iter().map(f32::from_bits).collect()).collect())
+    }
 }
 
 /// Opens one plan after the other and measures each in turns with the best of those before, so that the sessions of no more than two

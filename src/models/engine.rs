@@ -106,7 +106,7 @@ impl<B: Binding> Engine<B> {
         let int8 = files.int8.as_deref().map(|path| StoredGraph::of(OnnxFile::read(path)?, path, source.folder));
         let stored = (StoredGraph::of(graph, &files.graph, source.folder)?, int8.transpose()?);
         let hashes: Vec<String> = std::iter::once(&stored.0).chain(&stored.1).map(|one| one.sha256.clone()).collect();
-        let cache = TuningCache::new(&context.cache_dir, &hashes, &context.runtime.library, settings);
+        let cache = TuningCache::new(&context.cache_dir, source, &hashes, &context.runtime.library);
         let opener = Opener {
             context: context.clone(),
             binding: binding.clone(),
@@ -277,7 +277,10 @@ impl<B: Binding> Engine<B> {
 
     /// Why the engine cannot answer at present, if it cannot.
     pub(super) fn broken(&self) -> Option<String> {
-        self.running.read().unwrap_or_else(PoisonError::into_inner).workers.iter().find_map(Worker::broken)
+        let running = self.running.read().unwrap_or_else(PoisonError::into_inner);
+        // While one worker is whole, it takes what would have been for the others.
+        let broken: Option<Vec<String>> = running.workers.iter().map(Worker::broken).collect();
+        broken.and_then(|causes| causes.into_iter().next())
     }
 
     /// Has the engine been told to stop?

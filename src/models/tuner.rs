@@ -114,7 +114,7 @@ impl<B: Binding> Engine<B> {
                 }
             },
         };
-        Some(Found { reference, candidates: Vec::new(), lone: None })
+        Some(Found { reference, candidates: Vec::new(), lone: None, broke_off: false })
     }
 }
 
@@ -134,6 +134,9 @@ pub(super) struct Found<B: Binding> {
     candidates: Vec<Candidate>,
     /// The plan that serves meanwhile and its sessions, where they could go on as the solo worker's.
     lone: Option<(Plan, Vec<Warmed<B>>)>,
+    /// Has a measuring process ended before it told what it measured? That may say nothing of the plans: one that is short of memory may
+    /// end it, or one that stops the server.
+    broke_off: bool,
 }
 
 /// One stage of one graph.
@@ -149,11 +152,20 @@ impl<B: Binding> Tuner<'_, B> {
         if self.engine.is_closed() {
             return;
         }
-        let Some(plan) = self.engine.opener.choose(&self.engine.settings, &self.found.candidates) else { return };
+        let plan = self.engine.opener.choose(&self.engine.settings, &self.found.candidates);
         let tuning = Tuning { cached: false, candidates: std::mem::take(&mut self.found.candidates) };
-        let reason = format!("auto: best of {} measured", tuning.candidates.len());
         let before = self.engine.plan();
+        let arithmetic = |plan: &Plan| (plan.provider, plan.precision);
+        let broke_off = self.found.broke_off;
+        // Of the same arithmetic, what serves is likelier to be good than the best of what little was measured.
+        let better = plan.filter(|plan| !broke_off || arithmetic(plan) != arithmetic(&before));
+        let Some(plan) = better else {
+            let reason = "auto: as far as could be measured; the next start will measure again".to_owned();
+            return self.engine.note(reason, tuning);
+        };
+        let reason = format!("auto: best of {} measured", tuning.candidates.len());
         match self.go_over(plan, reason, tuning.clone()) {
+            Ok(()) if broke_off => {}
             Ok(()) => self.engine.cache.write(&tuning),
             Err(error) => {
                 self.warn(&error, "the tuned plan does not work");
@@ -322,7 +334,10 @@ impl<B: Binding> Tuner<'_, B> {
         let measured = match trial::measure(&engine.opener, plans, enough, probe, items, &|| engine.is_closed()) {
             // The engine's end says nothing of the plans.
             Err(_) if engine.is_closed() => return,
-            Err(error) => vec![Err(error.to_string()); plans.len()],
+            Err(error) => {
+                self.found.broke_off = true;
+                vec![Err(error.to_string()); plans.len()]
+            }
             Ok(measured) => measured,
         };
         for (plan, measured) in plans.iter().zip(measured) {

@@ -4,24 +4,28 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::engine::EngineSource;
 use super::tuning::Tuning;
-use crate::config::ModelSettings;
 
 /// To be raised when something else is measured than before.
-const REVISION: u32 = 4;
+const REVISION: u32 = 5;
 
 /// Where measurements of a graph are kept between starts. Everything that could change them is in the name.
 pub(super) struct TuningCache(PathBuf);
 
 impl TuningCache {
-    /// For the graph with the hash `sha256`, or several of those, as `library` runs it on this machine with these settings.
-    pub(super) fn new(cache_dir: &Path, sha256: &[String], library: &Path, settings: &ModelSettings) -> Self {
+    /// For the graph of `source`, whose files have these hashes, as `library` runs it on this machine.
+    pub(super) fn new(cache_dir: &Path, source: &EngineSource<'_>, sha256: &[String], library: &Path) -> Self {
+        let EngineSource { graph, folder, settings, .. } = source;
         let length = std::fs::metadata(library).map_or(0, |file| file.len());
         let cores = crate::config::usable_cores();
         let version = env!("CARGO_PKG_VERSION");
         let name = library.file_name().unwrap_or_default();
-        let key = format!("{version} {REVISION} {sha256:?} {name:?} {length} {} {cores} {settings:?}", processor());
-        let hash: String = Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut key = Sha256::new();
+        key.update(format!("{version} {REVISION} {graph} {sha256:?} {name:?} {length} {cores} {settings:?}"));
+        key.update(processors());
+        key.update(descriptions(folder));
+        let hash: String = key.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         Self(cache_dir.join("tuning").join(format!("{hash}.json")))
     }
 
@@ -46,27 +50,48 @@ impl TuningCache {
     }
 }
 
-/// The processor's name, as far as the system tells.
-fn processor() -> String {
+/// What the folder's other files say of the model: how inputs are made, which fidelity was judged on, and what becomes of outputs.
+fn descriptions(folder: &Path) -> Vec<u8> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
+        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
+        .unwrap_or_default();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "json"));
+    files.sort_unstable();
+    files.iter().filter_map(|file| std::fs::read(file).ok()).flatten().collect()
+}
+
+/// The names of the processor and of GPUs, as far as the system tells.
+fn processors() -> String {
+    let line = |text: &str, name: &str| text.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = |name: &str| cpuinfo.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
-    format!("{} {} {}", std::env::consts::ARCH, line("model name"), line("flags"))
+    let mut names = vec![std::env::consts::ARCH.to_owned(), line(&cpuinfo, "model name"), line(&cpuinfo, "flags")];
+    let gpus = std::fs::read_dir("/proc/driver/nvidia/gpus").into_iter().flatten().flatten();
+    let mut gpus: Vec<String> = gpus
+        .map(|gpu| line(&std::fs::read_to_string(gpu.path().join("information")).unwrap_or_default(), "Model"))
+        .collect();
+    gpus.sort_unstable();
+    names.append(&mut gpus);
+    names.join(" ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::tuning::{Candidate, Speed};
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Config, ModelSettings};
     use crate::runtime::{ExecutionProvider, Precision};
 
     #[test]
     fn measurements_are_kept_for_the_same_circumstances_only() {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = Config::default().model_defaults;
-        let cache = |settings: &ModelSettings, hash: &str| {
-            TuningCache::new(folder.path(), &[hash.to_owned()], Path::new("library"), settings)
+        let model = tempfile::tempdir().unwrap();
+        let cache_of = |graph: &'static str, settings: &ModelSettings, hash: &str| {
+            let source =
+                EngineSource { model: "m", graph, file: Path::new("f"), folder: model.path(), outputs: &[], settings };
+            TuningCache::new(folder.path(), &source, &[hash.to_owned()], Path::new("library"))
         };
+        let cache = |settings: &ModelSettings, hash: &str| cache_of("vision_model", settings, hash);
         assert!(cache(&settings, "a").read().is_none());
         let candidates = vec![Candidate {
             provider: ExecutionProvider::Cpu,
@@ -80,6 +105,12 @@ mod tests {
         cache(&settings, "a").write(&Tuning { cached: false, candidates: candidates.clone() });
         assert_eq!(cache(&settings, "a").read().unwrap(), Tuning { cached: true, candidates });
         assert!(cache(&settings, "b").read().is_none());
+        assert!(cache_of("text_model", &settings, "a").read().is_none(), "both encoders may be in one graph");
+        std::fs::write(model.path().join("weights.bin"), "1").unwrap();
+        assert!(cache(&settings, "a").read().is_some());
+        std::fs::write(model.path().join("preprocessor_config.json"), "{}").unwrap();
+        assert!(cache(&settings, "a").read().is_none(), "fidelity was judged on other inputs");
+        std::fs::remove_file(model.path().join("preprocessor_config.json")).unwrap();
         settings.batch_policy.max_batch_size = 3;
         assert!(cache(&settings, "a").read().is_none());
     }

@@ -133,7 +133,7 @@ impl Graph {
         let mut graph = self.rest.clone();
         for tensor in &self.initializers {
             let is_cut = layers.iter().any(|layer| layer.second.name == tensor.name);
-            if !is_cut || self.readers(&tensor.name).len() > 1 {
+            if !is_cut || self.readers(&tensor.name).len() > 1 || self.inputs.contains_key(&tensor.name) {
                 put_bytes(&mut graph, proto::graph::INITIALIZER, &tensor.bytes);
             }
         }

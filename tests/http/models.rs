@@ -257,6 +257,24 @@ fn an_int8_graph_is_measured_only_where_that_is_allowed() {
     }
 }
 
+#[test]
+fn a_measurement_that_breaks_off_is_not_kept() {
+    let cache = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        let server = Server::start_with(&["tiny-classifier"], |config| {
+            config.cache_dir = cache.path().to_path_buf();
+            config.model_defaults = ocelli::config::Config::default().model_defaults;
+            config.program = Some("/bin/false".into());
+        });
+        let graph = |server: &Server| server.get_json("/v1/models/tiny-classifier").json["graphs"][0].clone();
+        server.wait_until("it has been tried", |server| graph(server)["tuning"].is_object());
+        let tried = graph(&server);
+        assert_eq!(tried["tuning"]["cached"], false, "{tried}");
+        assert!(tried["provider_reason"].as_str().unwrap().contains("will measure again"), "{tried}");
+        server.assert_serves();
+    }
+}
+
 fn measured_and_kept(program: Option<&str>) {
     let cache = tempfile::tempdir().unwrap();
     let start = || {

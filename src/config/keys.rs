@@ -142,7 +142,7 @@ pub const KEYS: &[Key] = &[
         "64000000",
         "Most pixels (width times height) of an image; more get 413 before any is decoded.",
     ),
-    key("max_images", "N", "64", "Most images in one request."),
+    key("max_images", "N", "64", "Most images in one request, and no more than max_in_flight."),
     key("max_labels", "N", "1000", "Most labels in one zero-shot request."),
     key("max_templates", "N", "100", "Most hypothesis templates in one zero-shot request."),
     key(

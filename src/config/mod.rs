@@ -163,18 +163,20 @@ impl Config {
         let tables = [&sources.command_line, &sources.file];
         let mut top = Reader::new(&tables, None, &mut mistakes);
         let mega = 1_000_000;
+        let max_in_flight = top.at_least_one("max_in_flight");
         let config = Self {
             models_dir: top.optional("models_dir").unwrap_or_default(),
             listen: top.optional("listen").unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0))),
             default_classifier: top.optional("default_classifier"),
             default_zero_shot: top.optional("default_zero_shot"),
             limits: Limits {
-                max_in_flight: top.at_least_one("max_in_flight"),
+                max_in_flight,
                 max_connections: top.at_least_one("max_connections"),
                 max_buffered_bytes: top.at_least_one("max_buffered_mb").saturating_mul(mega),
                 max_body_bytes: top.at_least_one("max_body_mb").saturating_mul(mega),
                 max_pixels: top.at_least_one("max_pixels") as u64,
-                max_images: top.at_least_one("max_images"),
+                // There would never be room for more, however often they were sent.
+                max_images: top.at_least_one("max_images").min(max_in_flight),
                 max_labels: top.at_least_one("max_labels"),
                 max_templates: top.at_least_one("max_templates"),
                 request_timeout: top.at_least_one_ms("request_timeout_ms"),

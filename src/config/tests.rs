@@ -30,6 +30,7 @@ fn a_flag_beats_the_file_and_the_file_beats_the_default() {
     assert_eq!(config.limits.max_images, 3);
     assert_eq!(config.models_dir, PathBuf::from("here"));
     assert_eq!(config.limits.max_labels, 1000);
+    assert_eq!(check(&[], "max_in_flight = 2").unwrap().limits.max_images, 2, "more could never be admitted");
 }
 
 #[test]

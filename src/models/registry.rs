@@ -238,6 +238,8 @@ impl Registry {
     /// Waits until every worker has ended, or until `deadline`; returns those that have not.
     pub async fn join(&self, deadline: Instant) -> StopReport {
         loop {
+            // One that was being loaded may be ready by now.
+            self.close();
             let stragglers: Vec<Straggler> = self.entries.values().flat_map(Entry::stragglers).collect();
             if stragglers.is_empty() || Instant::now() >= deadline {
                 return stragglers;

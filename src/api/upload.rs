@@ -20,8 +20,9 @@ use super::error::ApiError;
 use super::parameters::{Parameters, Raw};
 use crate::models::Ticket;
 
-/// A body that is refused is still read for a while, up to this, so that its sender reads the answer instead of a reset.
-const DISCARD_LIMIT: (usize, Duration) = (1 << 28, Duration::from_secs(2));
+/// A body that is refused is still read for a while, up to this, so that its sender reads the answer instead of a reset: bytes, and the
+/// time after the request's deadline and at most.
+const DISCARD_LIMIT: (usize, Duration, Duration) = (1 << 28, Duration::from_millis(100), Duration::from_secs(2));
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
@@ -56,7 +57,9 @@ impl Upload {
         let (mut permit, bytes) = match received {
             Ok(received) => received,
             Err(error) => {
-                discard(body).await;
+                // An answer that is due is not held back for long.
+                let time = deadline.saturating_duration_since(Instant::now()).clamp(DISCARD_LIMIT.1, DISCARD_LIMIT.2);
+                discard(body, time).await;
                 return Err(error);
             }
         };
@@ -139,8 +142,8 @@ async fn read_body(
     })
 }
 
-async fn discard(mut body: Body) {
-    let (mut left, time) = DISCARD_LIMIT;
+async fn discard(mut body: Body, time: Duration) {
+    let mut left = DISCARD_LIMIT.0;
     let read = async {
         while let Some(Ok(frame)) = body.frame().await {
             let length = frame.data_ref().map_or(0, Bytes::len);

@@ -19,8 +19,8 @@ use crate::runtime::{BatchMemory, Tensor, TensorSpec};
 use crate::telemetry::ModelMetrics;
 use crate::text::{Embedding, EmbeddingCache, Tokenizer};
 
-/// So many prompts of one request wait in the queue at a time, where that holds as many: others' come in between, and what has been
-/// computed by then is kept if the rest is not.
+/// So many prompts of one request wait in the queue at a time, or half of what it holds: others' come in between, and what has been computed
+/// by then is kept if the rest is not.
 const MOST_AT_ONCE: usize = 1024;
 
 /// The text side of a dual encoder.
@@ -117,7 +117,7 @@ impl TextEncoder {
         };
         let mut encoded = pool.run(encode).await??;
         let mut embeddings = HashMap::with_capacity(encoded.len());
-        let most = self.engine.settings.max_queue_size.min(MOST_AT_ONCE);
+        let most = (self.engine.settings.max_queue_size / 2).clamp(1, MOST_AT_ONCE);
         while !encoded.is_empty() {
             let some = encoded.split_off(encoded.len().saturating_sub(most));
             let submit = |(prompt, tokens)| Ok((prompt, self.engine.submit(tokens, ticket.clone())?));

@@ -85,7 +85,7 @@ impl<B: Binding> Engine<B> {
             Stage::Batches => self.found.lock().unwrap_or_else(PoisonError::into_inner).take(),
         };
         let Some(found) = found else { return };
-        let mut tuner = Tuner { engine: self, judgement, started: Instant::now(), found };
+        let mut tuner = Tuner { engine: self, judgement, started: Instant::now(), found, broke_off: false };
         match stage {
             Stage::Arithmetic => {
                 tuner.measure_arithmetics();
@@ -145,6 +145,8 @@ struct Tuner<'a, B: Binding> {
     judgement: &'a Judgement<'a, B>,
     started: Instant,
     found: Found<B>,
+    /// As [`Found::broke_off`], in this stage.
+    broke_off: bool,
 }
 
 impl<B: Binding> Tuner<'_, B> {
@@ -156,16 +158,15 @@ impl<B: Binding> Tuner<'_, B> {
         let tuning = Tuning { cached: false, candidates: std::mem::take(&mut self.found.candidates) };
         let before = self.engine.plan();
         let arithmetic = |plan: &Plan| (plan.provider, plan.precision);
-        let broke_off = self.found.broke_off;
+        let again = if self.found.broke_off { "; the next start will measure again" } else { "" };
         // Of the same arithmetic, what serves is likelier to be good than the best of what little was measured.
-        let better = plan.filter(|plan| !broke_off || arithmetic(plan) != arithmetic(&before));
+        let better = plan.filter(|plan| !self.broke_off || arithmetic(plan) != arithmetic(&before));
         let Some(plan) = better else {
-            let reason = "auto: as far as could be measured; the next start will measure again".to_owned();
-            return self.engine.note(reason, tuning);
+            return self.engine.note(format!("auto: as far as could be measured{again}"), tuning);
         };
-        let reason = format!("auto: best of {} measured", tuning.candidates.len());
+        let reason = format!("auto: best of {} measured{again}", tuning.candidates.len());
         match self.go_over(plan, reason, tuning.clone()) {
-            Ok(()) if broke_off => {}
+            Ok(()) if self.found.broke_off => {}
             Ok(()) => self.engine.cache.write(&tuning),
             Err(error) => {
                 self.warn(&error, "the tuned plan does not work");
@@ -335,7 +336,7 @@ impl<B: Binding> Tuner<'_, B> {
             // The engine's end says nothing of the plans.
             Err(_) if engine.is_closed() => return,
             Err(error) => {
-                self.found.broke_off = true;
+                (self.broke_off, self.found.broke_off) = (true, true);
                 vec![Err(error.to_string()); plans.len()]
             }
             Ok(measured) => measured,

@@ -16,6 +16,8 @@ pub(super) struct Outline<'a> {
     pub(super) xmp: Option<&'a [u8]>,
     /// How many times a decoder goes through the picture; 0 where that is not known.
     pub(super) scans: usize,
+    /// Where it ends, in bytes. What lies behind has not been looked at, and is not for a decoder.
+    pub(super) end: usize,
 }
 
 impl Outline<'_> {
@@ -48,7 +50,7 @@ pub(super) fn png_outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
         return Err(corrupt("PNG", "its header is missing"));
     }
     let side = |at| four(bytes, at).map(u32::from_be_bytes).ok_or_else(|| breaks_off("PNG"));
-    let mut outline = Outline { size: (side(16)?, side(20)?), ..Outline::default() };
+    let mut outline = Outline { size: (side(16)?, side(20)?), end: bytes.len(), ..Outline::default() };
     let mut at = 8;
     while let (Some(length), Some(kind)) = (four(bytes, at), four(bytes, at + 4)) {
         let start = at + 8;
@@ -66,12 +68,13 @@ pub(super) fn png_outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
     Ok(outline)
 }
 
-/// Reads the outline of a WebP, and checks that it is whole, that the pictures in it fit its canvas, and that they need no more memory than
-/// their pixels: the decoder takes a picture's memory before it compares.
+/// Reads the outline of a WebP, and checks that it is whole and that the pictures in it fit its canvas: the
+/// decoder takes a picture's memory before it compares.
 pub(super) fn webp_outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
     let declared = four(bytes, 4).map(u32::from_le_bytes).ok_or_else(|| breaks_off("WebP"))?;
-    let body = bytes.get(12..(declared as usize).saturating_add(8)).ok_or_else(|| breaks_off("WebP"))?;
-    let mut outline = Outline::default();
+    let end = (declared as usize).saturating_add(8);
+    let body = bytes.get(12..end).ok_or_else(|| breaks_off("WebP"))?;
+    let mut outline = Outline { end, ..Outline::default() };
     for (index, chunk) in RiffChunks(body).enumerate() {
         let (kind, data) = chunk?;
         let size = picture_size(kind, data)?;
@@ -83,7 +86,6 @@ pub(super) fn webp_outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
             }
             _ => {}
         }
-        check_lossless(kind, data, outline.size)?;
         match &kind {
             b"EXIF" => outline.exif = Some(data.strip_prefix(b"Exif\0\0").unwrap_or(data)),
             b"XMP " => outline.xmp = Some(data),
@@ -117,17 +119,49 @@ pub(super) fn tiff_may_hold_jpegs(bytes: &[u8]) -> bool {
     })
 }
 
-/// Checks the tables that decoding the lossless picture in a chunk needs, if it holds one, on a canvas of this size.
-fn check_lossless(kind: [u8; 4], data: &[u8], canvas: (u32, u32)) -> Result<(), DecodeError> {
-    let (stream, size) = match (&kind, data) {
-        (b"VP8L", [_, _, _, _, _, stream @ ..]) => (stream, picture_size(kind, data)?.unwrap_or(canvas)),
-        // Alpha, where it is compressed.
-        (b"ALPH", [header, stream @ ..]) if header & 3 == 1 => (stream, canvas),
-        (b"ANMF", [_, _, _, _, _, _, w0, w1, w2, h0, h1, h2, _, _, _, _, chunks @ ..]) => {
-            let frame = (three(w0, w1, w2) + 1, three(h0, h1, h2) + 1);
-            let mut pictures = RiffChunks(chunks).map_while(Result::ok).filter(|(kind, _)| kind != b"ANMF");
-            return pictures.try_for_each(|(kind, data)| check_lossless(kind, data, frame));
+/// Checks the tables that decoding the lossless pictures of a WebP needs which a decoder of its first picture decodes, and that the first
+/// frame of an animation is one picture as large as it says: a decoder sees what it holds as that.
+pub(super) fn check_webp_codes(bytes: &[u8], canvas: (u32, u32)) -> Result<(), DecodeError> {
+    let chunks = || RiffChunks(bytes.get(12..).unwrap_or_default()).map_while(Result::ok);
+    let first = |wanted: &[u8; 4]| chunks().find(|(kind, _)| kind == wanted).map(|(_, data)| data);
+    let says_it_moves = first(b"VP8X").is_some_and(|data| data.first().is_some_and(|flags| flags & 2 != 0));
+    if let Some(data) = first(b"VP8L") {
+        check_lossless(*b"VP8L", data, canvas)?;
+    }
+    if let Some(data) = first(b"ALPH") {
+        check_lossless(*b"ALPH", data, canvas)?;
+    }
+    match first(b"ANMF") {
+        None => Ok(()),
+        Some([_, _, _, _, _, _, w0, w1, w2, h0, h1, h2, _, _, _, _, chunks @ ..]) if says_it_moves => {
+            check_frame(chunks, (three(w0, w1, w2) + 1, three(h0, h1, h2) + 1))
         }
+        Some(_) => Err(corrupt("WebP", "a frame is damaged")),
+    }
+}
+
+/// Checks a frame of this size.
+fn check_frame(chunks: &[u8], size: (u32, u32)) -> Result<(), DecodeError> {
+    let mut chunks = RiffChunks(chunks).map_while(Result::ok);
+    let mut picture = chunks.next();
+    if let Some((kind, data)) = picture.filter(|(kind, _)| kind == b"ALPH") {
+        check_lossless(kind, data, size)?;
+        picture = chunks.next().filter(|(kind, _)| kind == b"VP8 ");
+    }
+    match picture {
+        Some((kind, data)) if matches!(&kind, b"VP8 " | b"VP8L") && picture_size(kind, data)? == Some(size) => {
+            check_lossless(kind, data, size)
+        }
+        _ => Err(corrupt("WebP", "a frame is damaged")),
+    }
+}
+
+/// Checks the tables that decoding the picture in a chunk needs, if it is lossless; `size` is that of alpha, which does not say it.
+fn check_lossless(kind: [u8; 4], data: &[u8], size: (u32, u32)) -> Result<(), DecodeError> {
+    let (stream, size) = match (&kind, data) {
+        (b"VP8L", [_, _, _, _, _, stream @ ..]) => (stream, picture_size(kind, data)?.unwrap_or(size)),
+        // Alpha, where it is compressed.
+        (b"ALPH", [header, stream @ ..]) if header & 3 == 1 => (stream, size),
         _ => return Ok(()),
     };
     match vp8l::prefix_code_groups(stream, size) {
@@ -198,7 +232,60 @@ impl<'a> Iterator for RiffChunks<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::decode::{DecodeLimits, decode};
     use super::*;
+
+    const LIMITS: DecodeLimits = DecodeLimits { max_pixels: 1_000_000 };
+
+    fn fixture(name: &str) -> Vec<u8> {
+        std::fs::read(format!("{}/tests/fixtures/preprocess/images/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+    }
+
+    #[test]
+    fn no_lossless_picture_is_refused_that_the_decoder_reads() {
+        let mut read = 0;
+        for name in ["lossless.webp", "lossless_alpha.webp", "lossy_alpha.webp", "animated.webp"] {
+            let whole = fixture(name);
+            for (index, mask) in (20..whole.len()).flat_map(|index| [1, 16, 0x55].map(|mask| (index, mask))) {
+                let mut bytes = whole.clone();
+                bytes[index] ^= mask;
+                let decoder = image::codecs::webp::WebPDecoder::new(std::io::Cursor::new(&bytes));
+                let is_read = decoder.and_then(image::DynamicImage::from_decoder).is_ok();
+                read += usize::from(is_read);
+                let refused = decode(&bytes, &LIMITS).err().map(|error| error.to_string()).unwrap_or_default();
+                assert!(!(is_read && refused.contains("lossless")), "{name}, byte {index}: {refused}");
+            }
+        }
+        assert!(read > 100, "{read}");
+    }
+
+    #[test]
+    fn what_lies_behind_a_webp_is_not_for_the_decoder() {
+        let lossless = fixture("lossless.webp");
+        let (width, height) = webp_outline(&lossless).unwrap().size;
+        let side = |side: u32| (side - 1).to_le_bytes()[..3].to_vec();
+        let head = [b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0".to_vec(), side(width), side(height)].concat();
+        let hidden = [&head[..], &lossless[12..]].concat();
+        let decoder = image::codecs::webp::WebPDecoder::new(std::io::Cursor::new(&hidden));
+        assert!(decoder.and_then(image::DynamicImage::from_decoder).is_ok(), "by itself, it would read that");
+        assert!(decode(&hidden, &LIMITS).is_err());
+    }
+
+    #[test]
+    fn frames_are_of_animations_and_as_large_as_they_say() {
+        let animated = fixture("animated.webp");
+        assert!(decode(&animated, &LIMITS).is_ok());
+        let frame = animated.windows(4).position(|window| window == b"ANMF").unwrap() + 8;
+        for (index, mask) in [(20, 2), (frame + 6, 1), (frame + 9, 1)] {
+            let mut bytes = animated.clone();
+            bytes[index] ^= mask;
+            let error = decode(&bytes, &LIMITS).unwrap_err().to_string();
+            assert!(
+                error.contains("a frame is damaged") || error.contains("lossless picture is damaged"),
+                "{index}: {error}"
+            );
+        }
+    }
 
     /// A TIFF's header and directory, with these entries of (tag, type, value).
     fn tiff(is_little: bool, entries: &[(u32, u32, u32)]) -> Vec<u8> {

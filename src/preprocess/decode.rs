@@ -25,7 +25,8 @@ const LEAST_DIVIDED: usize = 1 << 15;
 /// What an upload may cost before any pixel is decoded.
 ///
 /// Decoders get memory in proportion to the pixels the image itself declares, at most about 16 bytes each
-/// (16-bit RGBA, twice) and 16 MiB for metadata, so `max_pixels` bounds both; lossless WebPs some 60 MB more for their codes.
+/// (16-bit RGBA, twice) and 16 MiB for metadata, so `max_pixels` bounds both; lossless WebPs up to some 300 MB more for their
+/// codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DecodeLimits {
     /// Most pixels (width times height) an image may have.
@@ -197,7 +198,7 @@ pub(super) fn decode_demanded(
             limits.check(outline.size)?;
             let orientation = outline.orientation();
             let demand = Turned { demand, orientation };
-            let decoded = jpeg::decode(bytes, &outline, &demand)?;
+            let decoded = jpeg::decode(&bytes[..outline.end], &outline, &demand)?;
             let (cut, size) = (turn_margins(decoded.cut, orientation), turn(decoded.size, orientation));
             return Ok(Decoded { pixels: upright(decoded.pixels, orientation), cut, size });
         }
@@ -208,6 +209,9 @@ pub(super) fn decode_demanded(
         }
         ImageFormat::WebP => {
             let outline = container::webp_outline(bytes)?;
+            limits.check(outline.size)?;
+            let bytes = &bytes[..outline.end];
+            container::check_webp_codes(bytes, outline.size)?;
             read_outlined("WebP", &outline, limits, || WebPDecoder::new(Cursor::new(bytes)))?
         }
         ImageFormat::Gif => (gif::decode(bytes, limits)?, Orientation::NoTransforms),

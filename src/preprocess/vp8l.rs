@@ -1,10 +1,11 @@
 //! How many groups of prefix codes a lossless WebP has. A decoder builds tables for all of them before the first pixel, many kB for a
-//! group of which a file needs some sixty bytes; so they have to be counted before it is given one.
+//! group of which a file needs some bytes; so they have to be counted before it is given one.
 //!
 //! What comes before the number has to be read for that: the picture's transforms, each with a small picture of its own, and the
 //! picture that says which group is for which pixels. The names are those of the format's specification, "WebP Lossless Bitstream".
 
-/// Most groups. libwebp's encoder makes no more (`MAX_HUFF_IMAGE_SIZE`); tables of so many take some 60 MB.
+/// Most groups. libwebp's encoder makes no more (`MAX_HUFF_IMAGE_SIZE`); tables of so many take some 60 MB, and 300 where each is of the
+/// longest codes.
 pub(super) const MAX_GROUPS: u32 = 2600;
 
 const LENGTH_CODES: usize = 24;
@@ -14,9 +15,14 @@ const LONGEST_CODE: usize = 15;
 /// The groups of prefix codes of the picture in `stream`, which begins after its size; `None` if it is damaged before its first pixel.
 pub(super) fn prefix_code_groups(stream: &[u8], (width, height): (u32, u32)) -> Option<u32> {
     let bits = &mut Bits { bytes: stream, at: 0 };
-    let mut width = width;
+    let (mut width, mut seen) = (width, 0_u32);
     while bits.read(1)? == 1 {
-        match bits.read(2)? {
+        let transform = bits.read(2)?;
+        if seen >> transform & 1 == 1 {
+            return None;
+        }
+        seen |= 1 << transform;
+        match transform {
             // Predictor and colour: one pixel for each block.
             0 | 1 => drop(read_block_picture(bits, (width, height))?),
             // The green of each pixel is subtracted.
@@ -53,6 +59,10 @@ fn read_picture(bits: &mut Bits<'_>, (width, height): (u32, u32)) -> Option<u32>
     let green_or_length = Code::read(bits, 256 + LENGTH_CODES + cached_colours)?;
     let [red, blue, alpha] = [Code::read(bits, 256)?, Code::read(bits, 256)?, Code::read(bits, 256)?];
     let distance = Code::read(bits, 40)?;
+    // A symbol that is the only one takes no bits. If it is not for a literal, there is nothing to copy, or the empty cache's 0 alone.
+    if let [only @ 256..=u16::MAX] = green_or_length.symbols[..] {
+        return (usize::from(only) >= 256 + LENGTH_CODES).then_some(0);
+    }
     let mut left = width.checked_mul(height)?;
     let mut largest = 0;
     while left > 0 {
@@ -277,6 +287,31 @@ mod tests {
         numbers.extend([(1, 1), (1, 1), (0, 1), (1, 1), (0, 1)]);
         let groups = prefix_code_groups(&stream(&numbers), (12, 4));
         assert_eq!(groups, Some((3 << 8 | 1) + 1));
+    }
+
+    #[test]
+    fn pixels_of_no_bits_are_not_gone_through_one_by_one() {
+        // A picture of 4 milliards of pixels, whose only green symbol comes after and before so many.
+        let groups = |cache: &[(u32, u32)], before: &[u32], after: u32| {
+            let mut numbers = [&[(0, 1), (0, 1), (1, 1), (0, 3)][..], cache].concat();
+            // Of lengths, there are a run of zeros (18) and 14.
+            numbers.extend([&[(0, 1), (14, 4), (0, 3), (1, 3)][..], &[(0, 3); 15], &[(1, 3), (0, 1)]].concat());
+            let zeros = |&count: &u32| [(1, 1), (count - 11, 7)];
+            numbers.extend([before.iter().map(zeros).collect::<Vec<_>>().concat(), vec![(0, 1)]].concat());
+            numbers.extend([zeros(&after).to_vec(), [0; 4].map(only).concat()].concat());
+            prefix_code_groups(&stream(&numbers), (4 * 65535, 4 * 65535))
+        };
+        assert_eq!(groups(&[(0, 1)], &[138, 62], 79), Some(201), "a literal");
+        assert_eq!(groups(&[(0, 1)], &[138, 119], 22), None, "copies of nothing");
+        assert_eq!(groups(&[(1, 1), (5, 4)], &[138, 138, 11], 24), Some(1), "the empty cache");
+    }
+
+    #[test]
+    fn a_transform_is_there_but_once() {
+        let green = [(1, 1), (2, 2)];
+        let end = [(0, 1), (0, 1), (0, 1)];
+        assert_eq!(prefix_code_groups(&stream(&[&green[..], &end].concat()), (9, 9)), Some(1));
+        assert_eq!(prefix_code_groups(&stream(&[&green[..], &green, &end].concat()), (9, 9)), None);
     }
 
     #[test]

@@ -45,7 +45,10 @@ pub(super) fn outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
     loop {
         let marker = next_marker(&mut rest).ok_or_else(|| breaks_off(FORMAT))?;
         match marker {
-            END_OF_IMAGE if has_frame => return Ok(outline),
+            END_OF_IMAGE if has_frame => {
+                outline.end = bytes.len() - rest.len();
+                return Ok(outline);
+            }
             END_OF_IMAGE => return Err(corrupt(FORMAT, "it has no picture")),
             _ if stands_alone(marker) => continue,
             _ => {}
@@ -82,7 +85,8 @@ const END_OF_IMAGE: u8 = 0xd9;
 const START_OF_SCAN: u8 = 0xda;
 
 /// Restart markers and the like have no segment; restart markers lie within pixel data. Nor have codes without a meaning: where pixels
-/// are damaged, libjpeg goes on right behind one, and would find there what had been skipped here as a segment of it.
+/// are damaged, libjpeg goes on right behind one, and would find there what had been skipped here as a segment of it. Other decoders skip
+/// one, and find less.
 fn stands_alone(marker: u8) -> bool {
     matches!(marker, 0x00..=0xbf | 0xd0..=0xd8)
 }
@@ -126,6 +130,12 @@ mod tests {
         assert_eq!(outline(&bomb(MAX_SCANS)).unwrap().size, (24, 16));
         let error = outline(&bomb(MAX_SCANS + 1)).unwrap_err();
         assert!(error.to_string().contains("more than 100 scans"), "{error}");
+    }
+
+    #[test]
+    fn what_lies_behind_the_end_is_no_part_of_it() {
+        let whole = bomb(2);
+        assert_eq!(outline(&[&whole[..], &bomb(MAX_SCANS + 1)].concat()).unwrap().end, whole.len());
     }
 
     #[test]

@@ -8,8 +8,9 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
+use super::first::First;
 use super::graph_files::int8_of;
-use super::opener::{Binding, Files, GraphModel, Opener, Plan, Use, Warmed, first_plan, providers};
+use super::opener::{Binding, Files, GraphModel, Opener, Plan, Use, Warmed};
 use super::stored_graph::StoredGraph;
 use super::tuner::Found;
 use super::tuning::Tuning;
@@ -17,7 +18,7 @@ use super::tuning_cache::TuningCache;
 use super::{LoadContext, LoadError, Stop, Ticket};
 use crate::batching::{Announcement, Answer, BatchQueue, InferenceError, Job, Role, Straggler, Worker};
 use crate::config::ModelSettings;
-use crate::runtime::{ExecutionProvider, OnnxFile, Precision, RuntimeError, give_back_freed_memory};
+use crate::runtime::{ExecutionProvider, OnnxFile, Precision, give_back_freed_memory};
 
 /// What `GET /v1/models` tells of one graph.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -339,75 +340,4 @@ pub(super) fn open_crew<B: Binding>(opener: &Opener<B>, plan: &Plan) -> Result<V
         sessions.append(&mut opener.open(plan, &Use::of(plan, Role::Solo))?);
     }
     Ok(sessions)
-}
-
-/// What a graph is served with first: the best of what an earlier start measured, or the first plan that works.
-struct First<B: Binding> {
-    plan: Plan,
-    sessions: Vec<Warmed<B>>,
-    reason: String,
-    tuning: Option<Tuning>,
-}
-
-impl<B: Binding> First<B> {
-    fn open(opener: &Opener<B>, source: &EngineSource<'_>, cache: &TuningCache) -> Result<Self, LoadError> {
-        let settings = source.settings;
-        let kept = cache.read();
-        let chosen = |tuning: Tuning| Some((opener.choose(settings, &tuning.candidates)?, tuning));
-        if let Some((plan, tuning)) = kept.and_then(chosen) {
-            match open_crew(opener, &plan) {
-                Ok(sessions) => {
-                    let reason = "auto: measured at an earlier start".to_owned();
-                    return Ok(Self { plan, sessions, reason, tuning: Some(tuning) });
-                }
-                Err(error) => {
-                    tracing::warn!(model = source.model, %error, "the best of what an earlier start measured no longer works")
-                }
-            }
-        }
-        let mut failures = Vec::new();
-        for provider in providers(&opener.context, settings) {
-            let plan = match settings.leaves_open() {
-                true => opener.lone_plan(settings, provider),
-                false => first_plan(settings, provider),
-            };
-            match open_crew(opener, &plan) {
-                Ok(sessions) => {
-                    let mut reason = reason(settings, &failures);
-                    if plan.max_batch_size < settings.batch_policy.max_batch_size {
-                        reason += "; batches of one until tuning has measured";
-                    }
-                    return Ok(Self { plan, sessions, reason, tuning: None });
-                }
-                Err(error) if settings.device.is_some() => return Err(error),
-                Err(error) => {
-                    let provider = provider.name();
-                    tracing::warn!(model = source.model, graph = source.graph, provider, %error, "auto passes over a provider");
-                    failures.push((provider, error));
-                }
-            }
-        }
-        Err(failures.pop().map_or_else(
-            || {
-                let precision = settings.precision.map_or("auto", Precision::name);
-                let problem = format!("precision {precision} cannot be had from any provider of this library");
-                LoadError::Runtime(RuntimeError::Provider(problem))
-            },
-            |(_, error)| error,
-        ))
-    }
-}
-
-fn reason(settings: &ModelSettings, failures: &[(&str, LoadError)]) -> String {
-    if settings.device.is_some() {
-        return "asked for".to_owned();
-    }
-    match failures {
-        [] => "auto: first of cuda, openvino and cpu in this library".to_owned(),
-        _ => {
-            let failed: Vec<_> =
-                failures.iter().map(|(provider, error)| format!("{provider} failed ({error})")).collect();
-            format!("auto: {}", failed.join("; "))
-        }
-    }
 }

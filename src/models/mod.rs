@@ -6,6 +6,7 @@ mod classifier;
 mod contest;
 mod engine;
 mod entry;
+mod first;
 mod folder;
 mod graph_files;
 mod image_encoder;

@@ -20,9 +20,10 @@ use super::error::ApiError;
 use super::parameters::{Parameters, Raw};
 use crate::models::Ticket;
 
-/// A body that is refused is still read for a while, up to this, so that its sender reads the answer instead of a reset: bytes, and the
-/// time after the request's deadline and at most.
-const DISCARD_LIMIT: (usize, Duration, Duration) = (1 << 28, Duration::from_millis(100), Duration::from_secs(2));
+/// A body that is refused is still read for a while, so that its sender reads the answer instead of a reset: up to so many bytes,
+const DISCARD_BYTES: usize = 1 << 28;
+/// until the request's deadline, but for so long at least and at most: an answer that is due is not held back.
+const DISCARD_TIME: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
@@ -57,9 +58,7 @@ impl Upload {
         let (mut permit, bytes) = match received {
             Ok(received) => received,
             Err(error) => {
-                // An answer that is due is not held back for long.
-                let time = deadline.saturating_duration_since(Instant::now()).clamp(DISCARD_LIMIT.1, DISCARD_LIMIT.2);
-                discard(body, time).await;
+                discard(body, deadline).await;
                 return Err(error);
             }
         };
@@ -142,8 +141,9 @@ async fn read_body(
     })
 }
 
-async fn discard(mut body: Body, time: Duration) {
-    let mut left = DISCARD_LIMIT.0;
+async fn discard(mut body: Body, deadline: Instant) {
+    let time = deadline.saturating_duration_since(Instant::now()).clamp(DISCARD_TIME.0, DISCARD_TIME.1);
+    let mut left = DISCARD_BYTES;
     let read = async {
         while let Some(Ok(frame)) = body.frame().await {
             let length = frame.data_ref().map_or(0, Bytes::len);

@@ -16,7 +16,7 @@ pub(super) struct Outline<'a> {
     pub(super) xmp: Option<&'a [u8]>,
     /// How many times a decoder goes through the picture; 0 where that is not known.
     pub(super) scans: usize,
-    /// Where it ends, in bytes. What lies behind has not been looked at, and is not for a decoder.
+    /// Where a JPEG or a WebP ends, in bytes. What lies behind has not been looked at, and is not for a decoder.
     pub(super) end: usize,
 }
 
@@ -50,7 +50,7 @@ pub(super) fn png_outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
         return Err(corrupt("PNG", "its header is missing"));
     }
     let side = |at| four(bytes, at).map(u32::from_be_bytes).ok_or_else(|| breaks_off("PNG"));
-    let mut outline = Outline { size: (side(16)?, side(20)?), end: bytes.len(), ..Outline::default() };
+    let mut outline = Outline { size: (side(16)?, side(20)?), ..Outline::default() };
     let mut at = 8;
     while let (Some(length), Some(kind)) = (four(bytes, at), four(bytes, at + 4)) {
         let start = at + 8;
@@ -121,15 +121,12 @@ pub(super) fn tiff_may_hold_jpegs(bytes: &[u8]) -> bool {
 
 /// Checks the tables that decoding the lossless pictures of a WebP needs which a decoder of its first picture decodes, and that the first
 /// frame of an animation is one picture as large as it says: a decoder sees what it holds as that.
-pub(super) fn check_webp_codes(bytes: &[u8], canvas: (u32, u32)) -> Result<(), DecodeError> {
+pub(super) fn check_webp_pictures(bytes: &[u8], canvas: (u32, u32)) -> Result<(), DecodeError> {
     let chunks = || RiffChunks(bytes.get(12..).unwrap_or_default()).map_while(Result::ok);
     let first = |wanted: &[u8; 4]| chunks().find(|(kind, _)| kind == wanted).map(|(_, data)| data);
     let says_it_moves = first(b"VP8X").is_some_and(|data| data.first().is_some_and(|flags| flags & 2 != 0));
-    if let Some(data) = first(b"VP8L") {
-        check_lossless(*b"VP8L", data, canvas)?;
-    }
-    if let Some(data) = first(b"ALPH") {
-        check_lossless(*b"ALPH", data, canvas)?;
+    for kind in [b"VP8L", b"ALPH"] {
+        first(kind).map_or(Ok(()), |data| check_lossless(*kind, data, canvas))?;
     }
     match first(b"ANMF") {
         None => Ok(()),
@@ -232,14 +229,9 @@ impl<'a> Iterator for RiffChunks<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::decode::{DecodeLimits, decode};
+    use super::super::decode::decode;
+    use super::super::tests::{LIMITS, fixture};
     use super::*;
-
-    const LIMITS: DecodeLimits = DecodeLimits { max_pixels: 1_000_000 };
-
-    fn fixture(name: &str) -> Vec<u8> {
-        std::fs::read(format!("{}/tests/fixtures/preprocess/images/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
-    }
 
     #[test]
     fn no_lossless_picture_is_refused_that_the_decoder_reads() {

@@ -8,7 +8,7 @@ use image::{ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, Limi
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::container::{self, Outline};
+use super::container;
 use super::window::Margins;
 use super::{buffer, gif, jpeg};
 
@@ -204,21 +204,21 @@ pub(super) fn decode_demanded(
         }
         ImageFormat::Png => {
             let outline = container::png_outline(bytes)?;
-            let decoder = || PngDecoder::with_limits(Cursor::new(bytes), decoder_limits(&outline));
-            read_outlined("PNG", &outline, limits, decoder)?
+            limits.check(outline.size)?;
+            let decoder = PngDecoder::with_limits(Cursor::new(bytes), decoder_limits(outline.size));
+            (read("PNG", limits, decoder)?.0, outline.orientation())
         }
         ImageFormat::WebP => {
             let outline = container::webp_outline(bytes)?;
             limits.check(outline.size)?;
             let bytes = &bytes[..outline.end];
-            container::check_webp_codes(bytes, outline.size)?;
-            read_outlined("WebP", &outline, limits, || WebPDecoder::new(Cursor::new(bytes)))?
+            container::check_webp_pictures(bytes, outline.size)?;
+            (read("WebP", limits, WebPDecoder::new(Cursor::new(bytes)))?.0, outline.orientation())
         }
         ImageFormat::Gif => (gif::decode(bytes, limits)?, Orientation::NoTransforms),
         ImageFormat::Bmp => read("BMP", limits, BmpDecoder::new(Cursor::new(bytes)))?,
         ImageFormat::Tiff if container::tiff_may_hold_jpegs(bytes) => {
-            let reason = "its pixels are compressed as JPEG".to_owned();
-            return Err(DecodeError::Unsupported { format: "TIFF", reason });
+            return Err(unsupported("TIFF", "its pixels are compressed as JPEG"));
         }
         ImageFormat::Tiff => read("TIFF", limits, TiffDecoder::new(Cursor::new(bytes)))?,
         _ => return Err(DecodeError::UnknownFormat),
@@ -287,23 +287,11 @@ fn turn_margins(margins: Margins, orientation: Orientation) -> Margins {
 }
 
 /// Memory for decoding an image of this size, whatever its chunks inflate to.
-fn decoder_limits(outline: &Outline<'_>) -> Limits {
+fn decoder_limits((width, height): (u32, u32)) -> Limits {
     let mut limits = Limits::default();
-    let pixels = u64::from(outline.size.0) * u64::from(outline.size.1);
+    let pixels = u64::from(width) * u64::from(height);
     limits.max_alloc = Some(pixels.saturating_mul(16).saturating_add(METADATA_BYTES));
     limits
-}
-
-/// Decodes an image whose size and orientation are known.
-fn read_outlined<D: ImageDecoder>(
-    format: &'static str,
-    outline: &Outline<'_>,
-    limits: &DecodeLimits,
-    decoder: impl FnOnce() -> Result<D, ImageError>,
-) -> Result<(RgbImage, Orientation), DecodeError> {
-    limits.check(outline.size)?;
-    let (pixels, _) = read(format, limits, decoder())?;
-    Ok((pixels, outline.orientation()))
 }
 
 /// Decodes an image whose decoder has read no more than the header so far.
@@ -320,8 +308,7 @@ fn read<D: ImageDecoder>(
     if matches!(color, ColorType::Rgb32F | ColorType::Rgba32F) {
         return Err(unsupported(format, "floating-point colours"));
     }
-    let outline = Outline { size, ..Outline::default() };
-    decoder.set_limits(decoder_limits(&outline)).map_err(failed)?;
+    decoder.set_limits(decoder_limits(size)).map_err(failed)?;
     // Only TIFF tells its orientation this cheaply, and only TIFF has no outline.
     let orientation = if format == "TIFF" { decoder.orientation().map_err(failed)? } else { Orientation::NoTransforms };
     let length = usize::try_from(decoder.total_bytes()).map_err(|_| corrupt(format, "it is too large"))?;

@@ -8,6 +8,7 @@
 /// longest codes.
 pub(super) const MAX_GROUPS: u32 = 2600;
 
+const LITERALS: usize = 256;
 const LENGTH_CODES: usize = 24;
 const CODE_LENGTH_CODE_ORDER: [usize; 19] = [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 const LONGEST_CODE: usize = 15;
@@ -56,18 +57,20 @@ fn read_block_picture(bits: &mut Bits<'_>, (width, height): (u32, u32)) -> Optio
 /// Reads a picture within a picture. Returns the largest number that red and green make in any of its pixels, or one that is larger.
 fn read_picture(bits: &mut Bits<'_>, (width, height): (u32, u32)) -> Option<u32> {
     let cached_colours = read_colour_cache(bits)?;
-    let green_or_length = Code::read(bits, 256 + LENGTH_CODES + cached_colours)?;
-    let [red, blue, alpha] = [Code::read(bits, 256)?, Code::read(bits, 256)?, Code::read(bits, 256)?];
+    let green_or_length = Code::read(bits, LITERALS + LENGTH_CODES + cached_colours)?;
+    let [red, blue, alpha] = [Code::read(bits, LITERALS)?, Code::read(bits, LITERALS)?, Code::read(bits, LITERALS)?];
     let distance = Code::read(bits, 40)?;
     // A symbol that is the only one takes no bits. If it is not for a literal, there is nothing to copy, or the empty cache's 0 alone.
-    if let [only @ 256..=u16::MAX] = green_or_length.symbols[..] {
-        return (usize::from(only) >= 256 + LENGTH_CODES).then_some(0);
+    if let [only] = green_or_length.symbols[..]
+        && usize::from(only) >= LITERALS
+    {
+        return (usize::from(only) >= LITERALS + LENGTH_CODES).then_some(0);
     }
     let mut left = width.checked_mul(height)?;
     let mut largest = 0;
     while left > 0 {
         let code = green_or_length.symbol(bits)?;
-        if code < 256 {
+        if code < LITERALS as u32 {
             // What is copied from pixels before or from the cache has been here as a literal, or is 0.
             largest = largest.max(red.symbol(bits)? << 8 | code);
             blue.symbol(bits)?;
@@ -77,8 +80,8 @@ fn read_picture(bits: &mut Bits<'_>, (width, height): (u32, u32)) -> Option<u32>
                 // All others are the same.
                 return Some(largest);
             }
-        } else if let Some(length) = code.checked_sub(256).filter(|&length| length < LENGTH_CODES as u32) {
-            let length = read_prefixed(bits, length)?;
+        } else if code < (LITERALS + LENGTH_CODES) as u32 {
+            let length = read_prefixed(bits, code - LITERALS as u32)?;
             let distance = distance.symbol(bits)?;
             read_prefixed(bits, distance)?;
             left = left.checked_sub(length)?;
@@ -123,16 +126,14 @@ impl Code {
         }
         let has_two = bits.read(1)? == 1;
         let first_length = if bits.read(1)? == 1 { 8 } else { 1 };
-        let mut symbols = vec![bits.read(first_length)?];
+        // In the order in which they are named.
+        let mut symbols = vec![bits.read(first_length)? as u16];
         if has_two {
-            symbols.push(bits.read(8)?);
+            symbols.push(bits.read(8)? as u16);
         }
         let mut counts = [0; LONGEST_CODE + 1];
         counts[1] = symbols.len() as u32;
-        let is_in_alphabet = |&symbol: &u32| (symbol as usize) < alphabet;
-        let symbols =
-            symbols.iter().all(is_in_alphabet).then(|| symbols.iter().map(|&symbol| symbol as u16).collect())?;
-        Some(Self { counts, symbols })
+        symbols.iter().all(|&symbol| usize::from(symbol) < alphabet).then_some(Self { counts, symbols })
     }
 
     /// By the length of each symbol's code, 0 for none. `None` if codes are missing or too many.

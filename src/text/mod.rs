@@ -5,7 +5,7 @@ mod prompts;
 mod tokenizer;
 
 pub use cache::{Embedding, EmbeddingCache};
-pub use prompts::{MAX_BYTES, MAX_PROMPT_BYTES, Templates};
+pub use prompts::{MAX_BYTES_IN_ALL, MAX_PROMPT_BYTES, Templates};
 pub use tokenizer::Tokenizer;
 
 /// What is wrong with labels or templates; the message is fit for a client.
@@ -29,8 +29,8 @@ pub enum TextError {
         /// Its length.
         bytes: usize,
     },
-    /// All prompts together have more bytes than [`MAX_BYTES`].
-    #[error("labels and templates make prompts of {0} bytes in all; at most {MAX_BYTES} are taken")]
+    /// All prompts together have more bytes than [`MAX_BYTES_IN_ALL`].
+    #[error("labels and templates make prompts of {0} bytes in all; at most {MAX_BYTES_IN_ALL} are taken")]
     TooManyBytesInAll(usize),
     /// A template that does not say, exactly once, where the label goes.
     #[error("hypothesis_template '{0}' must contain {{}} exactly once")]

@@ -7,7 +7,7 @@ use super::{TextError, beginning};
 pub const MAX_PROMPT_BYTES: usize = 8 << 10;
 
 /// Most bytes of all prompts of a request: each label is multiplied by each template.
-pub const MAX_BYTES: usize = 16 << 20;
+pub const MAX_BYTES_IN_ALL: usize = 16 << 20;
 
 /// What stands for the label in a template.
 const PLACE: &str = "{}";
@@ -51,7 +51,7 @@ impl Templates {
             }
             in_all += bytes;
         }
-        if in_all > MAX_BYTES {
+        if in_all > MAX_BYTES_IN_ALL {
             return Err(TextError::TooManyBytesInAll(in_all));
         }
         Ok(pairs().map(|(label, template)| template.replacen(PLACE, label, 1)).collect())
@@ -86,11 +86,11 @@ mod tests {
         assert_eq!(template(MAX_PROMPT_BYTES - 3).prompts(&label).unwrap()[0].len(), MAX_PROMPT_BYTES);
         let error = template(MAX_PROMPT_BYTES - 2).prompts(&label).unwrap_err().to_string();
         assert!(error.contains("8193 bytes long; at most 8192"), "{error}");
-        let most = MAX_BYTES / MAX_PROMPT_BYTES;
+        let most = MAX_BYTES_IN_ALL / MAX_PROMPT_BYTES;
         let labels = |count| vec!["x".repeat(MAX_PROMPT_BYTES); count];
         assert_eq!(template(0).prompts(&labels(most)).unwrap().len(), most);
         let error = template(0).prompts(&labels(most + 1)).unwrap_err();
-        assert_eq!(error, TextError::TooManyBytesInAll(MAX_BYTES + MAX_PROMPT_BYTES));
+        assert_eq!(error, TextError::TooManyBytesInAll(MAX_BYTES_IN_ALL + MAX_PROMPT_BYTES));
     }
 
     #[test]

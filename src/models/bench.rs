@@ -188,8 +188,10 @@ impl OpenedWay {
             Batches::These(sizes) => sizes.clone(),
         };
         let plan = way.plan(wanted.iter().copied().max().unwrap_or(1));
-        let sizes = BatchSizes::First(1);
-        let sessions = encoder.engine.opener.open(&plan, &Use { sizes, ..Use::of(&plan, Role::Any) })?;
+        let serve = Use::of(&plan, Role::Any);
+        // On a GPU as they are opened to serve, on a CPU for all the sizes wanted.
+        let sizes = if way.provider.is_on_cpu() { BatchSizes::First(1) } else { serve.sizes };
+        let sessions = encoder.engine.opener.open(&plan, &Use { sizes, ..serve })?;
         let batch_sizes = sessions.first().map(|session| session.model.batch_sizes(wanted)).unwrap_or_default();
         let costs = vec![Vec::new(); batch_sizes.len()];
         Ok(Self { way, sessions, batch_sizes, costs })

@@ -124,9 +124,13 @@ fn open<B: Binding>(
     plan: &Plan,
     items: &[B::Item],
 ) -> Result<(Vec<Vec<f32>>, Contender<B>), LoadError> {
-    // As they would be opened to serve, if it is for one size alone.
-    let sizes = if plan.max_batch_size == 1 { BatchSizes::Only(1) } else { BatchSizes::First(1) };
-    let mut sessions = opener.open(plan, &Use { sizes, ..Use::of(plan, Role::Any) })?;
+    let serve = Use::of(plan, Role::Any);
+    // As they would be opened to serve; on a CPU, where that is for one size, all sizes are measured with the same sessions.
+    let sizes = match serve.sizes {
+        BatchSizes::UpTo(_) if plan.provider.is_on_cpu() => BatchSizes::First(1),
+        sizes => sizes,
+    };
+    let mut sessions = opener.open(plan, &Use { sizes, ..serve })?;
     let (mut answers, mut sizes) = (Vec::new(), Vec::new());
     if let Some(session) = sessions.first_mut() {
         sizes = session.model.batch_sizes(batch_sizes(plan.max_batch_size));

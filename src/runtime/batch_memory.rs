@@ -8,6 +8,8 @@ use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, Memory
 use ort::session::Session;
 use ort::value::Tensor;
 
+use super::cuda_graph::no_capture;
+
 /// As large as the largest batch so far, so that memory is not fetched anew for each. A clone is another one, empty.
 ///
 /// For NVIDIA GPUs it is pinned: such memory they read themselves, while other is copied by the driver first.
@@ -56,6 +58,7 @@ impl BatchMemory {
 
     fn allocate(&self, shape: [usize; 4]) -> Batch {
         let pinned = self.pinned.as_ref().and_then(|allocator| {
+            let _no_capture = no_capture();
             let allocator = allocator.lock().unwrap_or_else(PoisonError::into_inner);
             let mut tensor = pinned_or_warn(Tensor::<f32>::new(&allocator, shape))?;
             // SAFETY: the tensor has so many values of its own, which nobody has written yet; all bits 0 is 0.0.

@@ -12,8 +12,9 @@ use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
 
 use super::assignment::{RECORD_KEY, nodes_by_provider};
 use super::batch_memory::BatchMemory;
+use super::cuda_graph::no_capture;
 use super::feed_forward::in_blocks;
-use super::shared_session::SharedSession;
+use super::shared_session::{Capture, Gpu, SharedSession};
 use super::side_by_side::side_by_side;
 use super::weights_in_file::{Slim, with_weights_in_file};
 use super::wide_pool::without_wide_pools;
@@ -69,8 +70,6 @@ pub struct Graph {
     outputs: Vec<TensorSpec>,
     nodes: usize,
     nodes_elsewhere: usize,
-    /// On which its provider computes.
-    gpu: Option<u32>,
 }
 
 impl Graph {
@@ -96,6 +95,7 @@ impl Graph {
             let builder = session_builder(runtime, options).map_err(|error| {
                 RuntimeError::Provider(format!("the execution provider {} cannot be used: {error}", provider.name()))
             })?;
+            let _no_capture = (!provider.is_on_cpu()).then(no_capture);
             let session = commit(builder, path, slim, options.largest_side)?;
             let counts = nodes_by_provider(&session)?;
             Ok::<_, RuntimeError>((session, counts))
@@ -125,13 +125,14 @@ impl Graph {
                 path.display()
             )));
         }
+        let capture = options.same_shapes.then(Capture::new).transpose().map_err(run_error)?;
+        let gpu = (!provider.is_on_cpu()).then_some(Gpu { device_id: options.device_id, capture });
         Ok(Self {
             inputs: specs(session.inputs(), path)?,
             outputs: specs(session.outputs(), path)?,
-            session: Arc::new(SharedSession::new(session)),
+            session: Arc::new(SharedSession::new(session, gpu)),
             nodes,
             nodes_elsewhere: nodes - own,
-            gpu: (!provider.is_on_cpu()).then_some(options.device_id),
         })
     }
 
@@ -166,7 +167,12 @@ impl Graph {
 
     /// Where batches for this graph are best put together.
     pub fn batch_memory(&self) -> BatchMemory {
-        self.gpu.map_or_else(BatchMemory::default, |device_id| self.session.batch_memory(device_id))
+        self.session.batch_memory()
+    }
+
+    /// Is a thread's first run slow, as it is on a GPU?
+    pub fn prepares_for_each_thread(&self) -> bool {
+        self.session.is_on_gpu()
     }
 
     /// Runs a batch and returns the rows of the output called `output`, one for each item of the batch.

@@ -2,6 +2,7 @@
 
 mod assignment;
 mod batch_memory;
+mod cuda_graph;
 mod feature_maps;
 mod feed_forward;
 mod graph;

@@ -142,6 +142,9 @@ pub struct SessionOptions {
     /// Sizes for dimensions that the graph leaves open under a name. A graph without open dimensions is compiled better and
     /// takes less memory.
     pub dimensions: Vec<(String, usize)>,
+    /// Will every run have inputs of the same shapes? CUDA then captures what it launches, and does so at once from then on. For
+    /// graphs that it computes alone.
+    pub same_shapes: bool,
     /// The longest side of the pictures that the graph is given, in pixels: no feature map is larger.
     pub largest_side: usize,
     /// Which GPU.
@@ -163,6 +166,7 @@ impl SessionOptions {
             threads: 1,
             parallel_runs: 1,
             dimensions: Vec::new(),
+            same_shapes: false,
             largest_side,
             device_id: 0,
             max_batch_size,
@@ -196,6 +200,7 @@ impl SessionOptions {
                 ("use_tf32", flag(self.precision == Precision::Tf32)),
                 ("cudnn_conv_algo_search", "HEURISTIC".to_owned()),
                 ("arena_extend_strategy", "kSameAsRequested".to_owned()),
+                ("enable_cuda_graph", flag(self.same_shapes)),
             ],
             ExecutionProvider::TensorRt => self.tensorrt_options(),
         }
@@ -258,6 +263,7 @@ mod tests {
             threads: 2,
             parallel_runs: 1,
             dimensions: Vec::new(),
+            same_shapes: false,
             largest_side: 224,
             device_id: 1,
             max_batch_size: 8,
@@ -321,6 +327,13 @@ mod tests {
         let f32 = options(ExecutionProvider::Cuda, Precision::F32);
         assert_eq!((value(&f32, "device_id"), value(&f32, "use_tf32")), ("1".to_owned(), "0".to_owned()));
         assert_eq!(value(&options(ExecutionProvider::Cuda, Precision::Tf32), "use_tf32"), "1");
+    }
+
+    #[test]
+    fn cuda_captures_runs_that_are_all_alike() {
+        let any = options(ExecutionProvider::Cuda, Precision::F32);
+        assert_eq!(value(&any, "enable_cuda_graph"), "0");
+        assert_eq!(value(&SessionOptions { same_shapes: true, ..any }, "enable_cuda_graph"), "1");
     }
 
     #[test]

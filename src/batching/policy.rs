@@ -16,10 +16,10 @@ pub struct BatchPolicy {
 pub enum Role {
     /// Whatever waits, up to the largest batch.
     Any,
-    /// Full batches alone. What is too few for one is for the solo worker of the crew, unless that is out.
+    /// Full batches, and what is too few for one where it is not for the solo worker of the crew.
     Full,
-    /// One job at a time, with all cores: while too few wait for a full batch and a core is free, and while that answers all there
-    /// are sooner than a batch would.
+    /// One job at a time, with all cores, while half of them are free: what is too few for a full batch, and more while that answers all
+    /// there are sooner than a batch would.
     Solo,
 }
 
@@ -32,8 +32,8 @@ pub struct Situation {
     pub oldest_age: Duration,
     /// Would the solo worker have answered all there are before a batch that began now were done?
     pub solo_is_sooner: bool,
-    /// Are all workers of the role [`Role::Full`] running a batch?
-    pub cores_taken: bool,
+    /// Are at least half of the workers of the role [`Role::Full`] idle?
+    pub cores_are_free: bool,
     /// Is the solo worker out, to rebuild its model after a failed run, or is there none?
     pub solo_is_out: bool,
     /// Are all the others?
@@ -63,25 +63,23 @@ impl BatchPolicy {
         match role {
             _ if len == 0 && closed => Decision::Stop,
             _ if len == 0 => Decision::WaitForJobs,
-            Role::Full if situation.solo_is_out => self.decide(Role::Any, situation),
-            Role::Any if is_full => Decision::Run(self.max_batch_size),
-            Role::Any => self.run_when_due(len, situation),
-            Role::Full if is_full && !self.is_for_solo(situation) => Decision::Run(self.max_batch_size),
-            Role::Full => Decision::WaitForJobs,
+            Role::Full if self.is_for_solo(situation) => Decision::WaitForJobs,
+            Role::Any | Role::Full if is_full => Decision::Run(self.max_batch_size),
+            Role::Any | Role::Full => self.run_when_due(len, situation),
             Role::Solo if !self.is_for_solo(situation) => Decision::WaitForJobs,
             Role::Solo if is_full => Decision::Run(1),
             Role::Solo => self.run_when_due(1, situation),
         }
     }
 
-    /// Is what waits for the solo worker, where there is one? While others compute on every core, it is not: all cores together do
+    /// Is what waits for the solo worker, where there is one? While others compute on most cores, it is not: all cores together do
     /// less than each by itself. Who is out gets nothing, as long as there is another.
     pub(super) fn is_for_solo(&self, situation: Situation) -> bool {
-        let Situation { len, solo_is_sooner, cores_taken, solo_is_out, others_are_out, .. } = situation;
+        let Situation { len, solo_is_sooner, cores_are_free, solo_is_out, others_are_out, .. } = situation;
         match (solo_is_out, others_are_out) {
             (true, _) => false,
             (false, true) => true,
-            (false, false) => !cores_taken && (len < self.max_batch_size || solo_is_sooner),
+            (false, false) => cores_are_free && (len < self.max_batch_size || solo_is_sooner),
         }
     }
 
@@ -110,7 +108,7 @@ mod tests {
             len,
             oldest_age,
             solo_is_sooner: false,
-            cores_taken: false,
+            cores_are_free: true,
             solo_is_out: false,
             others_are_out: false,
             closed: false,
@@ -145,13 +143,14 @@ mod tests {
     }
 
     #[test]
-    fn few_jobs_are_for_the_solo_worker_while_a_core_is_free_and_full_batches_for_the_others() {
+    fn few_jobs_are_for_the_solo_worker_while_half_the_cores_are_free_and_full_batches_for_the_others() {
         let policy = policy(4, Duration::ZERO);
         assert_eq!(policy.decide(Role::Full, situation(3, MS)), Decision::WaitForJobs);
         assert_eq!(policy.decide(Role::Solo, situation(3, MS)), Decision::Run(1));
         assert_eq!(policy.decide(Role::Solo, situation(4, MS)), Decision::WaitForJobs);
-        let busy = Situation { cores_taken: true, ..situation(3, MS) };
+        let busy = Situation { cores_are_free: false, ..situation(3, MS) };
         assert_eq!(policy.decide(Role::Solo, busy), Decision::WaitForJobs);
+        assert_eq!(policy.decide(Role::Full, busy), Decision::Run(3), "a core that is free takes what there is");
     }
 
     #[test]
@@ -201,13 +200,13 @@ mod tests {
 
         #[test]
         fn jobs_are_always_for_somebody_once_a_worker_is_idle(
-            max in 1usize..64, len in 1usize..200, solo_is_sooner: bool, closed: bool,
+            max in 1usize..64, len in 1usize..200, solo_is_sooner: bool, cores_are_free: bool, closed: bool,
             out in prop::sample::select(vec![None, Some(Role::Solo), Some(Role::Full)]),
         ) {
             let policy = policy(max, Duration::ZERO);
             let (solo_is_out, others_are_out) = (out == Some(Role::Solo), out == Some(Role::Full));
             let situation =
-                Situation { solo_is_sooner, closed, solo_is_out, others_are_out, ..situation(len, Duration::ZERO) };
+                Situation { solo_is_sooner, cores_are_free, closed, solo_is_out, others_are_out, ..situation(len, Duration::ZERO) };
             let runs = |role| matches!(policy.decide(role, situation), Decision::Run(_));
             prop_assert!(runs(Role::Full) != runs(Role::Solo), "one of the two, and not both");
             prop_assert!(out.is_none_or(|role| !runs(role)), "and it is there");

@@ -41,7 +41,7 @@ pub struct GraphInfo {
     pub instances: usize,
     /// Inference threads per session.
     pub threads: usize,
-    /// Threads of a further session that runs lone images, and what is too few for a batch; the others then run full batches alone.
+    /// Threads of a further session that runs lone images, and what is too few for a batch, while half of the others are idle.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub solo_threads: Option<usize>,
     /// What was measured to choose all this, where it was left open.

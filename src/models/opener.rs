@@ -48,7 +48,7 @@ pub(super) struct Plan {
     /// Inference threads per session.
     pub(super) threads: usize,
     pub(super) max_batch_size: usize,
-    /// Threads of a further session, which runs lone items and what is too few for a batch. The others then run full batches alone.
+    /// Threads of a further session, which runs lone items and what is too few for a batch, while half of the others are idle.
     #[serde(default)]
     pub(super) solo_threads: Option<usize>,
 }

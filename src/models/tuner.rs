@@ -10,7 +10,7 @@ use super::opener::{Binding, Opener, Plan, Use, Warmed, first_plan, providers};
 use super::probe::Probe;
 use super::timing::batch_sizes;
 use super::trial;
-use super::tuning::{Candidate, LIKELY_BATCH, Latitude, Speed, Tuning, choose, judge};
+use super::tuning::{Candidate, LIKELY_BATCH, LIKELY_COMPANY, Latitude, Speed, Tuning, choose, judge};
 use crate::batching::{InferenceError, Role};
 use crate::config::{ModelSettings, Objective, usable_cores};
 use crate::runtime::Precision;
@@ -253,7 +253,7 @@ impl<B: Binding> Tuner<'_, B> {
         let plan = Plan {
             instances,
             threads: usable_cores() / instances,
-            max_batch_size: settings.batch_policy.max_batch_size.min(LIKELY_BATCH),
+            max_batch_size: settings.batch_policy.max_batch_size.min(LIKELY_BATCH).min(LIKELY_COMPANY / instances),
             solo_threads: Some(lone.threads),
             ..*lone
         };

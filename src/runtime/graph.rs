@@ -14,6 +14,7 @@ use super::assignment::{RECORD_KEY, nodes_by_provider};
 use super::batch_memory::BatchMemory;
 use super::cuda_graph::no_capture;
 use super::feed_forward::in_blocks;
+use super::mapped_files::let_go_of_mapped;
 use super::shared_session::{Capture, Gpu, SharedSession};
 use super::side_by_side::side_by_side;
 use super::weights_in_file::{Slim, with_weights_in_file};
@@ -116,6 +117,9 @@ impl Graph {
             Some(opened) => opened,
             None => open(None)?,
         };
+        if provider == ExecutionProvider::OpenVino {
+            let_go_of_mapped(path);
+        }
         let nodes: usize = counts.values().sum();
         let own = counts.get(provider.runtime_name()).copied().unwrap_or(0);
         if own == 0 && nodes > 0 {

@@ -8,6 +8,7 @@ mod feed_forward;
 mod graph;
 mod huge_pages;
 mod library;
+mod mapped_files;
 mod memory;
 mod onnx_file;
 mod onnx_graph;

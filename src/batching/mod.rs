@@ -26,6 +26,9 @@ pub trait Model: Send + 'static {
     /// # Errors
     /// What went wrong, for the log; it fails this batch alone.
     fn run(&mut self, batch: &[Self::Input]) -> Result<Vec<Self::Output>, String>;
+
+    /// Prepares for the thread that will run it, which calls this first. What goes wrong shows when a batch is run.
+    fn warm_up(&mut self) {}
 }
 
 /// What a job's client gets.

@@ -32,7 +32,7 @@ pub struct Situation {
     pub oldest_age: Duration,
     /// Would the solo worker have answered all there are before a batch that began now were done?
     pub solo_is_sooner: bool,
-    /// Are at least half of the workers of the role [`Role::Full`] idle?
+    /// Are half of the workers of the role [`Role::Full`] idle (rounded down), and one at least?
     pub cores_are_free: bool,
     /// Is the solo worker out, to rebuild its model after a failed run, or is there none?
     pub solo_is_out: bool,

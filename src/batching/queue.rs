@@ -327,7 +327,7 @@ impl<M: Model> State<M> {
             len: self.jobs.len(),
             oldest_age: self.jobs.front().map_or(Duration::ZERO, |oldest| now - oldest.since),
             solo_is_sooner: self.solo_is_sooner(),
-            cores_are_free: self.others.busy * 2 <= self.others.count,
+            cores_are_free: self.others.busy + (self.others.count / 2).max(1) <= self.others.count,
             solo_is_out: self.solo.are_out(),
             others_are_out: self.others.are_out(),
             closed: self.closed,

@@ -91,6 +91,7 @@ fn work<M: Model>(
     rebuild: impl Fn() -> Result<M, String>,
     state: &WorkerState,
 ) {
+    warm_up(&mut model);
     while let Some(batch) = queue.next_batch(crew, role) {
         *lock(&state.busy_since) = Some(Instant::now());
         let healthy = run_batch(name, queue, (crew, role), &mut model, batch);
@@ -101,9 +102,15 @@ fn work<M: Model>(
             drop(model);
             let Some(rebuilt) = rebuild_until_it_works(name, queue, crew, &rebuild, state) else { return };
             model = rebuilt;
+            warm_up(&mut model);
             queue.set_out(crew, role, false);
         }
     }
+}
+
+/// A panic shows again when a batch is run.
+fn warm_up<M: Model>(model: &mut M) {
+    let _ = catch_unwind(AssertUnwindSafe(|| model.warm_up()));
 }
 
 /// Runs one batch and answers its jobs; `false` if the model can no longer be trusted.

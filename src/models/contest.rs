@@ -12,7 +12,7 @@ use super::timing::{
 };
 use super::tuning::{FEW, Speed, best_per_second, gains_end};
 use crate::batching::Role;
-use crate::runtime::{ExecutionProvider, Precision};
+use crate::runtime::Precision;
 
 /// After this, no further plan is opened to be measured.
 pub(super) const BUDGET: Duration = Duration::from_secs(20);
@@ -124,13 +124,9 @@ fn open<B: Binding>(
     plan: &Plan,
     items: &[B::Item],
 ) -> Result<(Vec<Vec<f32>>, Contender<B>), LoadError> {
-    let serve = Use::of(plan, Role::Any);
-    // As they would be opened to serve; on a CPU, where that is for one size, all sizes are measured with the same sessions.
-    let sizes = match serve.sizes {
-        BatchSizes::UpTo(_) if plan.provider.is_on_cpu() => BatchSizes::First(1),
-        sizes => sizes,
-    };
-    let mut sessions = opener.open(plan, &Use { sizes, ..serve })?;
+    // As they would be opened to serve, if it is for one size alone.
+    let sizes = if plan.max_batch_size == 1 { BatchSizes::Only(1) } else { BatchSizes::First(1) };
+    let mut sessions = opener.open(plan, &Use { sizes, ..Use::of(plan, Role::Any) })?;
     let (mut answers, mut sizes) = (Vec::new(), Vec::new());
     if let Some(session) = sessions.first_mut() {
         sizes = session.model.batch_sizes(batch_sizes(plan.max_batch_size));
@@ -139,14 +135,13 @@ fn open<B: Binding>(
             answers.push(session.model.rows(std::slice::from_ref(item))?.row(0).to_vec());
         }
     }
-    Ok((answers, Contender::new(sessions, &sizes, plan.provider)))
+    Ok((answers, Contender::new(sessions, &sizes)))
 }
 
 /// The sessions of a plan, and how fast they were at each turn.
 struct Contender<B: Binding> {
     sessions: Vec<Warmed<B>>,
     turns: Vec<(usize, Vec<Turn>)>,
-    provider: ExecutionProvider,
     /// Why it cannot go on.
     failure: Option<LoadError>,
 }
@@ -160,8 +155,8 @@ struct Turn {
 
 impl<B: Binding> Contender<B> {
     /// With the batch sizes that are to be measured, rising.
-    fn new(sessions: Vec<Warmed<B>>, sizes: &[usize], provider: ExecutionProvider) -> Self {
-        Self { sessions, turns: sizes.iter().map(|&size| (size, Vec::new())).collect(), provider, failure: None }
+    fn new(sessions: Vec<Warmed<B>>, sizes: &[usize]) -> Self {
+        Self { sessions, turns: sizes.iter().map(|&size| (size, Vec::new())).collect(), failure: None }
     }
 
     /// Has it had a turn?
@@ -187,8 +182,8 @@ impl<B: Binding> Contender<B> {
         let is_first = self.turns.iter().all(|(_, turns)| turns.is_empty());
         for index in 0..self.turns.len() {
             let size = self.turns[index].0;
-            if is_first || !self.provider.is_on_cpu() {
-                // The first run of a size is slow; on a GPU, the first after one of another size is.
+            if is_first {
+                // The first run of a size is slow.
                 timed_runs(&mut self.sessions, Duration::ZERO, 1, |model| samples(model, size))?;
             }
             let mut turn = Err(LoadError::System("no turn was taken".to_owned()));

@@ -78,6 +78,14 @@ impl<B: Binding> Model for GraphModel<B> {
         let rows = self.rows(batch).map_err(|error| error.to_string())?;
         Ok(rows.axis_iter(Axis(0)).take(batch.len()).map(|row| row.to_vec()).collect())
     }
+
+    fn warm_up(&mut self) {
+        if self.graph.prepares_for_each_thread() {
+            for size in self.batch_sizes(vec![1]) {
+                let _ = self.run_samples(size);
+            }
+        }
+    }
 }
 
 impl<B: Binding> GraphModel<B> {
@@ -262,8 +270,8 @@ impl<B: Binding> Opener<B> {
         Ok(warmed)
     }
 
-    /// A session for batches of these sizes, which leaves open as little as there can be. Only CUDA captures what is open too: more of a
-    /// ViT is fused then (ViT-B/16 did 2,724 images/s on an H100 instead of 2,334).
+    /// A session for batches of these sizes, which leaves open as little as there can be; or, where CUDA can capture it, what the graph
+    /// does: of a ViT more is fused then (ViT-B/16 did 2,724 images/s on an H100 instead of 2,334).
     fn open_for(
         &self,
         plan: &Plan,
@@ -276,11 +284,12 @@ impl<B: Binding> Opener<B> {
             BatchSizes::UpTo(_) | BatchSizes::First(_) => (None, false),
         };
         let mut ways = Vec::new();
+        let dimensions = self.dimensions(only);
         if all_alike {
             ways.push((true, Vec::new()));
         }
-        if plan.provider.is_on_cpu() || all_alike {
-            ways.push((all_alike, self.dimensions(only)));
+        if (plan.provider.is_on_cpu() || all_alike) && !dimensions.is_empty() {
+            ways.push((all_alike, dimensions));
         }
         let options = SessionOptions { threads: wanted.threads, parallel_runs, ..self.options(plan)? };
         let file = self.files.of(plan.precision)?;

@@ -167,7 +167,7 @@ pub(super) fn timed_runs<B: Binding>(
     std::thread::scope(|scope| {
         let threads = sessions.iter_mut().map(|session| {
             scope.spawn(move || {
-                // Its failure shows again.
+                // For another batch size, it prepares for each thread anew. A failure shows again.
                 if session.model.graph.prepares_for_each_thread() {
                     let _ = catch_unwind(AssertUnwindSafe(|| run(&mut session.model)));
                 }

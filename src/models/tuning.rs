@@ -77,6 +77,19 @@ impl Candidate {
     pub(super) fn best_per_second(&self) -> f64 {
         best_per_second(&self.speeds)
     }
+
+    /// The same, or items per second at the batch size that would be served, where its batches are seldom likely to fill.
+    fn likely_per_second(&self) -> f64 {
+        let fills = self.speeds.iter().all(|speed| self.scarcity(speed) == 0.0);
+        let served = if fills { None } else { smallest_batch(self) };
+        served.map_or_else(|| self.best_per_second(), |speed| speed.per_second)
+    }
+
+    /// How often the images that it takes to fill all sessions are twice as many as are likely to be there.
+    fn scarcity(&self, speed: &Speed) -> f64 {
+        let images = if self.provider.is_on_cpu() { speed.batch_size * self.instances } else { 1 };
+        (images as f64 / LIKELY_COMPANY as f64).max(1.0).log2()
+    }
 }
 
 /// Most items per second at any batch size.
@@ -100,12 +113,12 @@ pub(super) const LIKELY_BATCH: usize = 4;
 /// much but for 1 to 3 %.
 const LARGE_BATCH_GAIN: f64 = 0.05;
 
-/// Images that are likely to be in work at once, on any machine: more are not needed to fill two sessions of batches of eight.
+/// Images that are likely to be in work at once, however large the machine: so many fill two sessions with batches of eight.
 pub(super) const LIKELY_COMPANY: usize = 16;
 
 /// What batches have to do more, for each time that it takes twice as many images as [`LIKELY_COMPANY`] to fill all sessions. On 16 cores of
-/// a Xeon, 16 sessions with batches of eight did 1,500 requests/s with 128 connections, but 740 with 32 and 452 with 16, where as many lone
-/// images at once would have done nearly as much as the first.
+/// a Xeon, 16 sessions with batches of eight did 1,500 requests/s with 128 connections, but 740 with 32 and 452 with 16, though each session
+/// does as many images a second one by one.
 const COMPANY_GAIN: f64 = 0.25;
 
 /// What is expected in arithmetic other than f32, and taken for granted unless measurements speak against it by as much: that a batch of up
@@ -150,7 +163,7 @@ pub(super) fn choose(candidates: &[Candidate], objective: Objective, latitude: L
     };
     let throughput = |candidate: &Candidate| {
         let loses = latitude == Latitude::SoloSession && candidate.provider.is_on_cpu() && candidate.threads > 1;
-        candidate.best_per_second() * if loses { 1.0 - CONTENTION } else { 1.0 }
+        candidate.likely_per_second() * if loses { 1.0 - CONTENTION } else { 1.0 }
     };
     let best = usable().filter(|candidate| candidate.single_ms() <= fastest * bound).reduce(|best, other| {
         let better = match objective {
@@ -180,12 +193,12 @@ fn expected_gain(precision: Precision) -> f64 {
 }
 
 /// The smallest batch than which no larger one does enough more, or is expected to.
-fn smallest_batch(Candidate { speeds, precision, instances, .. }: &Candidate) -> Option<Speed> {
-    // How often the images that it takes to fill all sessions are twice those that are likely to be there.
-    let scarce = |speed: &Speed| ((speed.batch_size * instances) as f64 / LIKELY_COMPANY as f64).max(1.0).log2();
+fn smallest_batch(candidate: &Candidate) -> Option<Speed> {
+    let Candidate { speeds, precision, .. } = candidate;
     let pays = |large: &Speed, small: &Speed| {
-        let least = if scarce(large) > 0.0 {
-            NOISE + COMPANY_GAIN * (scarce(large) - scarce(small))
+        let scarcer = candidate.scarcity(large) - candidate.scarcity(small);
+        let least = if scarcer > 0.0 {
+            NOISE + COMPANY_GAIN * scarcer
         } else if large.batch_size <= LIKELY_BATCH {
             NOISE - expected_gain(*precision)
         } else if small.batch_size >= LIKELY_BATCH {

@@ -32,6 +32,14 @@ impl Clone for BatchMemory {
     }
 }
 
+impl Drop for BatchMemory {
+    fn drop(&mut self) {
+        let _no_capture = self.pinned.is_some().then(no_capture);
+        self.batch = Batch::default();
+        self.pinned = None;
+    }
+}
+
 impl BatchMemory {
     /// For the GPU `device_id`, on which `session` computes.
     pub(super) fn pinned(session: &Session, device_id: u32) -> Self {

@@ -19,9 +19,17 @@ use ort::value::{DynTensor, DynValue, Shape, TensorElementType, ValueType};
 /// While a thread captures, CUDA refuses what any other asks of it beyond launches, and the capture fails: so who captures is alone.
 static CAPTURE: RwLock<()> = RwLock::new(());
 
-/// Held while a GPU is used in any way, other than by [`Captured::run`], which holds it itself.
+/// Opening a session takes seconds, in which nobody can capture, but all others can run.
+static OPENING: RwLock<()> = RwLock::new(());
+
+/// Held while a GPU is used in any way, other than by [`Captured::run`], which holds it itself, and for opening a session.
 pub(super) fn no_capture() -> RwLockReadGuard<'static, ()> {
     CAPTURE.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Held while a session is opened.
+pub(super) fn opening() -> RwLockReadGuard<'static, ()> {
+    OPENING.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A session's run with inputs and an output of certain shapes, in a place of their own in the GPU's memory.
@@ -72,26 +80,35 @@ impl Captured {
         Ok(Self { binding, inputs, output, driver, context: driver.current_context()?, thread: None })
     }
 
-    /// Are these inputs of the shapes that it is for?
-    pub(super) fn fits(&self, inputs: &[(&str, SessionInputValue<'_>)]) -> bool {
+    /// Is it for inputs of these shapes, and for this output?
+    pub(super) fn fits(&self, inputs: &[(&str, SessionInputValue<'_>)], output: &str) -> bool {
         let fits = |(place, (name, value)): (&Place, &(&str, SessionInputValue<'_>))| {
             place.name.as_bytes() == name.as_bytes() && tensor_type(&place.tensor).ok() == tensor_type(value).ok()
         };
-        self.inputs.len() == inputs.len() && self.inputs.iter().zip(inputs).all(fits)
+        let alike = self.inputs.len() == inputs.len() && self.inputs.iter().zip(inputs).all(fits);
+        alike && self.output.name.as_bytes() == output.as_bytes()
     }
 
-    /// Runs `inputs` that [`Self::fits`].
+    /// Runs what [`Self::fits`]; `None` if that cannot be captured now, because a session is being opened.
     pub(super) fn run(
         &mut self,
         session: &Session,
         inputs: &[(&str, SessionInputValue<'_>)],
-    ) -> Result<DynValue, ort::Error> {
+    ) -> Result<Option<DynValue>, ort::Error> {
         let this = thread::current().id();
-        let (_alone, _not_alone) = if self.thread == Some(this) {
-            (None, Some(no_capture()))
-        } else {
-            (Some(CAPTURE.write().unwrap_or_else(PoisonError::into_inner)), None)
-        };
+        if self.thread == Some(this) {
+            let _no_capture = no_capture();
+            return self.replay(session, inputs).map(Some);
+        }
+        let Ok(_nobody_opens) = OPENING.try_write() else { return Ok(None) };
+        let _alone = CAPTURE.write().unwrap_or_else(PoisonError::into_inner);
+        // The first such run of a thread captures.
+        let answer = self.replay(session, inputs)?;
+        self.thread = Some(this);
+        Ok(Some(answer))
+    }
+
+    fn replay(&self, session: &Session, inputs: &[(&str, SessionInputValue<'_>)]) -> Result<DynValue, ort::Error> {
         self.driver.set_context(self.context)?;
         for (place, (_, value)) in self.inputs.iter().zip(inputs) {
             let (from, size) = contents(value)?;
@@ -99,12 +116,12 @@ impl Captured {
             // SAFETY: the value has so many bytes, and so has the place, which is on the GPU and of the same type and shape.
             unsafe { self.driver.copy_there(to, from, size.min(room))? };
         }
+        self.driver.await_copies()?;
         // SAFETY: session and binding live until the call returns.
         unsafe {
             let run = (ort::api().RunWithBinding)(session.ptr().cast_mut(), ptr::null(), self.binding.ptr());
             ort::Error::result_from_status(run)?;
         }
-        self.thread = Some(this);
         let (element_type, shape) = tensor_type(&self.output.tensor)?;
         let mut answer = DynTensor::new(&Allocator::default(), element_type, shape.clone())?;
         let (from, size) = contents(&self.output.tensor)?;
@@ -149,6 +166,7 @@ struct Driver {
     set_context: unsafe extern "C" fn(*mut c_void) -> c_int,
     copy_there: unsafe extern "C" fn(u64, *const c_void, usize) -> c_int,
     copy_back: unsafe extern "C" fn(*mut c_void, u64, usize) -> c_int,
+    await_stream: unsafe extern "C" fn(*mut c_void) -> c_int,
     /// Of which the functions are.
     _library: Library,
 }
@@ -169,6 +187,7 @@ impl Driver {
                 set_context: *library.get(b"cuCtxSetCurrent\0")?,
                 copy_there: *library.get(b"cuMemcpyHtoD_v2\0")?,
                 copy_back: *library.get(b"cuMemcpyDtoH_v2\0")?,
+                await_stream: *library.get(b"cuStreamSynchronize\0")?,
                 _library: library,
             })
         }
@@ -193,6 +212,12 @@ impl Driver {
     unsafe fn copy_there(&self, to: *mut c_void, from: *const c_void, size: usize) -> Result<(), ort::Error> {
         // SAFETY: the caller's.
         succeeded(unsafe { (self.copy_there)(to.addr() as u64, from, size) })
+    }
+
+    /// What was copied there has arrived, also from memory that is not pinned, of which the driver makes a copy first.
+    fn await_copies(&self) -> Result<(), ort::Error> {
+        // SAFETY: copies are made on the default stream, whose handle is null.
+        succeeded(unsafe { (self.await_stream)(ptr::null_mut()) })
     }
 
     /// # Safety

@@ -12,14 +12,14 @@ use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
 
 use super::assignment::{RECORD_KEY, nodes_by_provider};
 use super::batch_memory::BatchMemory;
-use super::cuda_graph::no_capture;
+use super::cuda_graph::opening;
 use super::feed_forward::in_blocks;
-use super::mapped_files::let_go_of_mapped;
+use super::mapped_files::{let_go_of_mapped, may_map};
 use super::shared_session::{Capture, Gpu, SharedSession};
 use super::side_by_side::side_by_side;
 use super::weights_in_file::{Slim, with_weights_in_file};
 use super::wide_pool::without_wide_pools;
-use super::{ExecutionProvider, Precision, Runtime, RuntimeError, SessionOptions};
+use super::{ExecutionProvider, OnnxFile, Precision, Runtime, RuntimeError, SessionOptions};
 
 /// The session option for a graph that comes as bytes.
 const EXTERNAL_DATA_FOLDER_KEY: &str = "session.model_external_initializers_file_folder_path";
@@ -93,10 +93,11 @@ impl Graph {
             return Err(RuntimeError::Provider(format!("precision {precision} cannot be had: {reason}")));
         }
         let open = |slim| {
+            let _opening = (!provider.is_on_cpu()).then(opening);
+            let _may_map = may_map();
             let builder = session_builder(runtime, options).map_err(|error| {
                 RuntimeError::Provider(format!("the execution provider {} cannot be used: {error}", provider.name()))
             })?;
-            let _no_capture = (!provider.is_on_cpu()).then(no_capture);
             let session = commit(builder, path, slim, options.largest_side)?;
             let counts = nodes_by_provider(&session)?;
             Ok::<_, RuntimeError>((session, counts))
@@ -118,7 +119,8 @@ impl Graph {
             None => open(None)?,
         };
         if provider == ExecutionProvider::OpenVino {
-            let_go_of_mapped(path);
+            let external = OnnxFile::read(path)?.external_data;
+            let_go_of_mapped(external.into_iter().chain([path.to_owned()]));
         }
         let nodes: usize = counts.values().sum();
         let own = counts.get(provider.runtime_name()).copied().unwrap_or(0);

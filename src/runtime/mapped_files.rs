@@ -1,43 +1,59 @@
 //! Letting go of what was read from files by mapping them into memory.
 #![cfg_attr(target_os = "linux", expect(unsafe_code, reason = "calls of the C library without a safe wrapper"))]
 
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-/// Lets go of the pages of `file`, and of others beside it, that are mapped for reading alone. OpenVINO reads weights so, makes its own of
-/// them, and keeps the file mapped; what it has read counts as memory of the process, for each session once the weights. Who needs a page
-/// again gets it from the system, which keeps it as long as it has no better use for the memory.
-pub(super) fn let_go_of_mapped(file: &Path) {
-    #[cfg(target_os = "linux")]
-    linux::let_go_of_mapped(file);
-    #[cfg(not(target_os = "linux"))]
-    let _ = file;
+/// Held for reading by who may map a graph's files, or end that.
+static MAPPING: RwLock<()> = RwLock::new(());
+
+/// Files to let go of as soon as nobody maps any.
+static PENDING: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// To be held while a session is opened or closed.
+pub(super) fn may_map() -> RwLockReadGuard<'static, ()> {
+    MAPPING.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets go of the pages of `files` that are mapped for reading alone. OpenVINO reads weights so, makes its own of them, and keeps the file
+/// mapped; the pages that it has read count as memory of the process, as often as there are sessions. Who needs a page again gets it from
+/// the system, which keeps it as long as it has no better use for the memory. While another session is being opened or closed, that is
+/// left to whoever opens the last of them: what is mapped must not change meanwhile.
+pub(super) fn let_go_of_mapped(files: impl IntoIterator<Item = PathBuf>) {
+    // The system names what links lead to.
+    let files = files.into_iter().filter_map(|file| file.canonicalize().ok());
+    let pending = || PENDING.lock().unwrap_or_else(PoisonError::into_inner);
+    pending().extend(files);
+    if let Ok(_nobody_maps) = MAPPING.try_write() {
+        let files = std::mem::take(&mut *pending());
+        #[cfg(target_os = "linux")]
+        linux::let_go_of_mapped(&files);
+    }
 }
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use std::fs::read_to_string;
     use std::ops::Range;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
-    pub(super) fn let_go_of_mapped(file: &Path) {
-        // The list names what links lead to.
-        let Ok(file) = file.canonicalize() else { return };
-        let (Some(folder), Ok(mappings)) = (file.parent(), read_to_string("/proc/self/maps")) else { return };
-        for pages in mappings.lines().filter_map(|line| read_only(line, folder)) {
-            // SAFETY: whether the pages are in memory shows nobody who reads them; and nobody has written to them, so none is lost.
+    pub(super) fn let_go_of_mapped(files: &[PathBuf]) {
+        let Ok(mappings) = std::fs::read("/proc/self/maps") else { return };
+        for pages in String::from_utf8_lossy(&mappings).lines().filter_map(|line| read_only(line, files)) {
+            // SAFETY: the graph's file is still mapped there, since who would end that waits. Whether the pages are in memory shows nobody
+            // who reads them, and nobody writes to a graph's file in memory, so that nothing is lost.
             unsafe { libc::madvise(pages.start as *mut libc::c_void, pages.len(), libc::MADV_DONTNEED) };
         }
     }
 
-    /// The addresses of a line of `/proc/self/maps`, if a file in `folder` is mapped there, for reading alone.
-    fn read_only(line: &str, folder: &Path) -> Option<Range<usize>> {
+    /// The addresses of a line of `/proc/self/maps`, if one of the files is mapped there, for reading alone.
+    fn read_only(line: &str, files: &[PathBuf]) -> Option<Range<usize>> {
         // Spaces are part of a name.
         let (fields, name) = line.split_once('/')?;
         let mut fields = fields.split_ascii_whitespace();
         let (start, end) = fields.next()?.split_once('-')?;
         let is_read_only = matches!(fields.next()?, "r--p" | "r--s");
         let name = format!("/{name}");
-        if !is_read_only || Path::new(&name).parent() != Some(folder) {
+        if !is_read_only || !files.iter().any(|file| file == Path::new(&name)) {
             return None;
         }
         let address = |text| usize::from_str_radix(text, 16).ok();
@@ -46,9 +62,10 @@ mod linux {
 
     #[cfg(test)]
     mod tests {
-        use std::fs::File;
+        use std::fs::{File, read_to_string};
         use std::os::fd::AsRawFd;
 
+        use super::super::let_go_of_mapped;
         use super::*;
 
         const SIZE: usize = 1 << 20;
@@ -77,21 +94,20 @@ mod linux {
         #[test]
         fn what_was_read_is_let_go_of_and_what_was_written_is_not() {
             let folder = tempfile::tempdir().unwrap();
-            let [graph, weights] = ["a graph.onnx", "weights"].map(|name| folder.path().join(name));
-            for file in [&graph, &weights] {
+            let [graph, weights, other] = ["a graph.onnx", "weights", "other"].map(|name| folder.path().join(name));
+            for file in [&graph, &weights, &other] {
                 std::fs::write(file, vec![7; SIZE]).unwrap();
             }
-            let read = map(&weights, libc::PROT_READ);
+            let (read, other) = (map(&weights, libc::PROT_READ), map(&other, libc::PROT_READ));
             let written = map(&graph, libc::PROT_READ | libc::PROT_WRITE);
             written.fill(9);
             let sum = |bytes: &[u8]| bytes.iter().map(|&byte| usize::from(byte)).sum::<usize>();
-            assert_eq!(sum(read), 7 * SIZE);
-            assert_eq!((resident(read), resident(written)), (SIZE >> 10, SIZE >> 10));
+            assert_eq!((sum(read), sum(other)), (7 * SIZE, 7 * SIZE));
+            assert_eq!([resident(read), resident(written), resident(other)], [SIZE >> 10; 3]);
             let link = folder.path().join("link");
-            std::fs::create_dir(&link).unwrap();
-            std::os::unix::fs::symlink(&graph, link.join("model.onnx")).unwrap();
-            let_go_of_mapped(&link.join("model.onnx"));
-            assert_eq!((resident(read), resident(written)), (0, SIZE >> 10));
+            std::os::unix::fs::symlink(&weights, &link).unwrap();
+            let_go_of_mapped([link, graph]);
+            assert_eq!([resident(read), resident(written), resident(other)], [0, SIZE >> 10, SIZE >> 10]);
             assert_eq!((sum(read), sum(written)), (7 * SIZE, 9 * SIZE));
         }
     }

@@ -142,8 +142,8 @@ pub struct SessionOptions {
     /// Sizes for dimensions that the graph leaves open under a name. A graph without open dimensions is compiled better and
     /// takes less memory.
     pub dimensions: Vec<(String, usize)>,
-    /// Will every run have inputs of the same shapes? CUDA then captures what it launches, and does so at once from then on. For
-    /// graphs that it computes alone.
+    /// Will every run have inputs of the same shapes? CUDA then captures what it launches, and repeats it as a whole from then on.
+    /// Refused for graphs of which other providers compute a part.
     pub same_shapes: bool,
     /// The longest side of the pictures that the graph is given, in pixels: no feature map is larger.
     pub largest_side: usize,

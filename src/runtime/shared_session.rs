@@ -15,8 +15,9 @@ use ort::value::DynValue;
 
 use super::batch_memory::BatchMemory;
 use super::cuda_graph::{Captured, no_capture};
+use super::mapped_files::may_map;
 
-/// A session whose runs may overlap. ONNX Runtime promises that of every session (`OrtApi::Run`, and its documentation of thread
+/// A session whose runs may overlap, unless they are captured. ONNX Runtime promises that of every session (`OrtApi::Run`, and its documentation of thread
 /// safety); the caller lets it happen only with providers that have been seen to keep the promise, see
 /// [`super::SessionOptions::shares_sessions`].
 pub(super) struct SharedSession {
@@ -66,6 +67,7 @@ impl Drop for SharedSession {
     fn drop(&mut self) {
         let gpu = self.gpu.take();
         let _no_capture = gpu.is_some().then(no_capture);
+        let _may_map = may_map();
         drop(gpu);
         // SAFETY: nothing uses it any more.
         unsafe { ManuallyDrop::drop(&mut self.session) };
@@ -108,8 +110,9 @@ impl SharedSession {
     ) -> Result<DynValue, ort::Error> {
         let mut state = capture.state.lock().unwrap_or_else(PoisonError::into_inner);
         let failure = match &mut *state {
-            State::Captured(captured) if captured.fits(inputs) => match captured.run(&self.session, inputs) {
-                Ok(answer) => return Ok(answer),
+            State::Captured(captured) if captured.fits(inputs, output) => match captured.run(&self.session, inputs) {
+                Ok(Some(answer)) => return Ok(answer),
+                Ok(None) => None,
                 Err(error) => Some(error),
             },
             _ => None,

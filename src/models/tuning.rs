@@ -121,9 +121,9 @@ pub(super) const LIKELY_COMPANY: usize = 16;
 /// does as many images a second one by one.
 const COMPANY_GAIN: f64 = 0.25;
 
-/// What is expected in arithmetic other than f32, and taken for granted unless measurements speak against it by as much: that a batch of up
-/// to [`LIKELY_BATCH`] does more than a smaller one, because matrix units want many rows, and that all cores together are faster with few
-/// items. On Xeons that have such units, servers that took turns did 1.1 (EfficientNet-Lite0) to 1.9 times (CLIP) as much with batches of four
+/// What is expected in arithmetic other than f32, and taken for granted unless measurements speak against it by as much: that it is faster than
+/// f32, that a batch of up to [`LIKELY_BATCH`] does more than a smaller one, because matrix units want many rows, and that all cores together
+/// are faster with few items. Three servers that were started on two cores at once disturbed each other so that one took f32, which did half. On Xeons that have such units, servers that took turns did 1.1 (EfficientNet-Lite0) to 1.9 times (CLIP) as much with batches of four
 /// as with single items; in disturbed hours, tuning saw 0.92 for the former and 0.82 for ResNet-50, which does 1.4 times as much.
 const EXPECTED_GAIN: f64 = 0.25;
 
@@ -161,14 +161,16 @@ pub(super) fn choose(candidates: &[Candidate], objective: Objective, latitude: L
         Latitude::Bound(bound) => bound,
         Latitude::SoloSession => f64::INFINITY,
     };
+    let expected = |candidate: &Candidate| 1.0 + expected_gain(candidate.precision);
     let throughput = |candidate: &Candidate| {
         let loses = latitude == Latitude::SoloSession && candidate.provider.is_on_cpu() && candidate.threads > 1;
-        candidate.likely_per_second() * if loses { 1.0 - CONTENTION } else { 1.0 }
+        candidate.likely_per_second() * if loses { 1.0 - CONTENTION } else { 1.0 } * expected(candidate)
     };
+    let latency = |candidate: &Candidate| candidate.single_ms() / expected(candidate);
     let best = usable().filter(|candidate| candidate.single_ms() <= fastest * bound).reduce(|best, other| {
         let better = match objective {
             Objective::Throughput => throughput(other) > throughput(best) * (1.0 + NOISE),
-            Objective::Latency => other.single_ms() < best.single_ms() * (1.0 - NOISE),
+            Objective::Latency => latency(other) < latency(best) * (1.0 - NOISE),
         };
         if better { other } else { best }
     })?;
@@ -364,7 +366,8 @@ mod tests {
         assert_eq!(choice(std::slice::from_ref(&wide)), (1, 1, None), "it is its own");
         let quick = candidate(2, &[(1, 97.0, 10.5), (2, 98.0, 21.0)]);
         assert_eq!(choice(&[wide.clone(), quick]), (2, 1, None), "it gains too little");
-        let other = Candidate { precision: Precision::Bf16, ..wide.clone() };
+        let mut other = Candidate { precision: Precision::Bf16, ..wide.clone() };
+        other.speeds.iter_mut().for_each(|speed| speed.per_second *= 0.7);
         assert_eq!(choice(&[other, narrow.clone()]), (2, 1, None), "its answers would be others");
         let on_gpu = |candidate: &Candidate| Candidate { provider: ExecutionProvider::Cuda, ..candidate.clone() };
         assert_eq!(
@@ -388,6 +391,17 @@ mod tests {
         assert_eq!(choice(&[is_slow, batches]), (2, 2, None), "unless it loses clearly");
         let slow = candidate(2, &[(1, 80.0, 25.0), (2, 85.0, 47.0)]);
         assert_eq!(choice(&[wide, slow]), (1, 1, None));
+    }
+
+    #[test]
+    fn f32_has_to_be_clearly_ahead_of_what_should_be_faster() {
+        let half = Candidate { precision: Precision::Bf16, ..candidate(2, &[(1, 124.0, 8.1)]) };
+        for objective in [Objective::Throughput, Objective::Latency] {
+            let choice =
+                |f32: Candidate| choose(&[f32, half.clone()], objective, Latitude::SoloSession).unwrap().precision;
+            assert_eq!(choice(candidate(2, &[(1, 133.0, 7.5)])), Precision::Bf16, "a disturbed moment");
+            assert_eq!(choice(candidate(2, &[(1, 200.0, 5.0)])), Precision::F32, "a graph that is slow in bf16");
+        }
     }
 
     #[test]

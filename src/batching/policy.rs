@@ -205,8 +205,8 @@ mod tests {
         ) {
             let policy = policy(max, Duration::ZERO);
             let (solo_is_out, others_are_out) = (out == Some(Role::Solo), out == Some(Role::Full));
-            let situation =
-                Situation { solo_is_sooner, cores_are_free, closed, solo_is_out, others_are_out, ..situation(len, Duration::ZERO) };
+            let idle = situation(len, Duration::ZERO);
+            let situation = Situation { solo_is_sooner, cores_are_free, closed, solo_is_out, others_are_out, ..idle };
             let runs = |role| matches!(policy.decide(role, situation), Decision::Run(_));
             prop_assert!(runs(Role::Full) != runs(Role::Solo), "one of the two, and not both");
             prop_assert!(out.is_none_or(|role| !runs(role)), "and it is there");

@@ -10,8 +10,9 @@ use rustix::time::{ClockId, clock_gettime};
 use super::bench_report::{
     Batches, BenchReport, BenchRequest, Choice, Failure, InferenceCost, PreprocessingCost, Way, Ways,
 };
+use super::graph_model::GraphModel;
 use super::image_encoder::{ImageBinding, ImageEncoder};
-use super::opener::{BatchSizes, GraphModel, Use, Warmed, providers};
+use super::opener::{BatchSizes, Use, Warmed, providers};
 use super::timing::{batch_sizes, median, runs_per_second, timed_runs, timed_with_preparation};
 use super::tuning::{Latitude, choose};
 use super::{GraphInfo, LoadError, LoadedModel, PredictError};

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::LoadError;
-use super::opener::{BatchSizes, Binding, GraphModel, Opener, Plan, Use, Warmed};
+use super::graph_model::{Binding, GraphModel};
+use super::opener::{BatchSizes, Opener, Plan, Use, Warmed};
 use super::timing::{
     Preparation, TimedRuns, batch_sizes, mean, median, runs_per_second, timed_runs, timed_with_preparation,
 };

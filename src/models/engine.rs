@@ -10,7 +10,8 @@ use utoipa::ToSchema;
 
 use super::first::First;
 use super::graph_files::int8_of;
-use super::opener::{Binding, Files, GraphModel, Opener, Plan, Use, Warmed};
+use super::graph_model::{Binding, GraphModel};
+use super::opener::{Files, Opener, Plan, Use, Warmed};
 use super::stored_graph::StoredGraph;
 use super::tuner::Found;
 use super::tuning::Tuning;

@@ -2,7 +2,8 @@
 
 use super::LoadError;
 use super::engine::{EngineSource, open_crew};
-use super::opener::{Binding, Opener, Plan, Warmed, first_plan, providers};
+use super::graph_model::Binding;
+use super::opener::{Opener, Plan, Warmed, first_plan, providers};
 use super::tuning::Tuning;
 use super::tuning_cache::TuningCache;
 use crate::config::ModelSettings;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use ndarray::{Array4, Axis, s};
 
 use super::engine::{Engine, EngineSource};
-use super::opener::Binding;
+use super::graph_model::Binding;
 use super::probe::{self, Probe};
 use super::text_encoder::{TokenBinding, constant_shape};
 use super::tuner::{Judgement, Probabilities, Stage};

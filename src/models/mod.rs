@@ -9,6 +9,7 @@ mod entry;
 mod first;
 mod folder;
 mod graph_files;
+mod graph_model;
 mod image_encoder;
 mod info;
 mod opener;

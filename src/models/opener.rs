@@ -3,40 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array2, Axis};
 use serde::{Deserialize, Serialize};
 
+use super::graph_model::{Binding, GraphModel};
 use super::{LoadContext, LoadError};
-use crate::batching::{Model, Role};
+use crate::batching::Role;
 use crate::config::ModelSettings;
-use crate::runtime::{
-    BatchMemory, ExecutionProvider, Graph, Precision, RuntimeError, SessionOptions, Tensor, TensorSpec,
-};
-
-/// How a graph takes a batch of one kind of item. Made once a graph's inputs are known.
-pub(super) trait Binding: Clone + Send + Sync + 'static {
-    /// What the queue holds.
-    type Item: Clone + Send + Sync + 'static;
-
-    /// Finds the inputs that such items go to, and what fills those of the other encoder in a combined graph.
-    fn bind(&self, inputs: &[TensorSpec]) -> Result<Self, String>;
-    /// The batch size that the graph insists on, if it does.
-    fn fixed_batch_size(&self) -> Option<usize>;
-    /// `(smallest, largest)` shape of `input` without the batch dimension.
-    fn shape_range(&self, input: &TensorSpec) -> (Vec<usize>, Vec<usize>);
-    /// The shape of each item, where all have the same.
-    fn item_shape(&self) -> Option<Vec<usize>>;
-    /// The longest side of the pictures that the graph is given.
-    fn largest_side(&self) -> usize;
-    /// Puts batches together in this memory, where that is worth it.
-    fn in_memory(self, memory: BatchMemory) -> Self;
-    /// Fills batches up to `size`, if all items have the same shape.
-    fn filled_up_to(self, size: usize) -> Self;
-    /// Puts a batch together.
-    fn stack<'a>(&'a mut self, batch: &'a [Self::Item]) -> Vec<(&'a str, Tensor<'a>)>;
-    /// Items to warm up with: the shapes that the graph will meet.
-    fn samples(&self) -> Vec<Self::Item>;
-}
+use crate::runtime::{ExecutionProvider, Graph, Precision, RuntimeError, SessionOptions, TensorSpec};
 
 /// How a graph is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,62 +30,6 @@ impl Plan {
     /// Which jobs its workers take, a solo one apart.
     pub(super) fn role(&self) -> Role {
         if self.solo_threads.is_some() { Role::Full } else { Role::Any }
-    }
-}
-
-/// One session of a graph, ready to run, or a share in one.
-#[derive(Clone)]
-pub(super) struct GraphModel<B: Binding> {
-    pub(super) graph: Graph,
-    binding: B,
-    output: String,
-    /// Another session for lone items, beside one whose batches are filled up.
-    lone: Option<Box<Self>>,
-}
-
-impl<B: Binding> Model for GraphModel<B> {
-    type Input = B::Item;
-    type Output = Vec<f32>;
-
-    fn run(&mut self, batch: &[B::Item]) -> Result<Vec<Vec<f32>>, String> {
-        let rows = self.rows(batch).map_err(|error| error.to_string())?;
-        Ok(rows.axis_iter(Axis(0)).take(batch.len()).map(|row| row.to_vec()).collect())
-    }
-
-    fn warm_up(&mut self) {
-        if self.graph.prepares_for_each_thread() {
-            for size in self.batch_sizes(vec![1]) {
-                let _ = self.run_samples(size);
-            }
-        }
-    }
-}
-
-impl<B: Binding> GraphModel<B> {
-    pub(super) fn rows(&mut self, batch: &[B::Item]) -> Result<Array2<f32>, RuntimeError> {
-        if let (Some(lone), [_]) = (&mut self.lone, batch) {
-            return lone.rows(batch);
-        }
-        self.graph.run(&self.binding.stack(batch), &self.output)
-    }
-
-    /// The batch sizes `wanted`, or those that there can be.
-    pub(super) fn batch_sizes(&self, wanted: Vec<usize>) -> Vec<usize> {
-        let lone = self.lone.iter().map(|_| 1);
-        self.binding.fixed_batch_size().map_or(wanted, |size| lone.chain([size]).collect())
-    }
-
-    /// Runs a batch of `size` samples, and checks that it gives as many answers. Returns the length of one.
-    pub(super) fn run_samples(&mut self, size: usize) -> Result<usize, RuntimeError> {
-        let mut width = 0;
-        for sample in self.binding.samples() {
-            let rows = self.rows(&vec![sample; size])?;
-            if rows.nrows() != size {
-                return Err(RuntimeError::Graph(format!("a batch of {size} gave {} answers", rows.nrows())));
-            }
-            width = rows.ncols();
-        }
-        Ok(width)
     }
 }
 
@@ -245,21 +162,20 @@ impl<B: Binding> Opener<B> {
     }
 
     fn open_here(&self, plan: &Plan, wanted: &Use) -> Result<Vec<Warmed<B>>, LoadError> {
-        let all_alike = self.are_all_alike(plan);
+        // Convolutions are planned anew whenever the batch's size is another than before, which takes many times as long as running
+        // them: two sessions of one size each do better than one of all.
+        let filled = match wanted.sizes {
+            BatchSizes::UpTo(size) if self.are_all_alike(plan) => Some(size),
+            _ => None,
+        };
         if wanted.count > 1 && SessionOptions::shares_sessions(plan.provider, wanted.threads) {
             let first = self.open_for(plan, wanted, wanted.count, wanted.sizes)?;
             return self.warm(&mut vec![first; wanted.count], wanted);
         }
         let mut warmed = Vec::with_capacity(wanted.count);
         for _ in 0..wanted.count {
-            let mut model = match wanted.sizes {
-                // Convolutions are planned anew whenever the batch's size is another than before, which takes many times as long as
-                // running them.
-                BatchSizes::UpTo(size) if all_alike => self.open_for(plan, wanted, 1, BatchSizes::Only(size))?,
-                sizes => self.open_for(plan, wanted, 1, sizes)?,
-            };
-            if let BatchSizes::UpTo(size) = wanted.sizes
-                && all_alike
+            let mut model = self.open_for(plan, wanted, 1, filled.map_or(wanted.sizes, BatchSizes::Only))?;
+            if let Some(size) = filled
                 && (self.can_fix_batch_size() || model.binding.fixed_batch_size().is_none())
             {
                 model.binding = model.binding.filled_up_to(size);

@@ -3,7 +3,7 @@
 use ndarray::Array2;
 
 use super::folder::DualEncoderFolder;
-use super::opener::Binding;
+use super::graph_model::Binding;
 use super::text_encoder::TokenBinding;
 use super::{LoadContext, LoadError};
 use crate::postprocess::{FunctionToApply, dot, normalize};

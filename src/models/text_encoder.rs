@@ -8,8 +8,8 @@ use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use super::engine::{Engine, EngineSource, Pending};
+use super::graph_model::Binding;
 use super::image_encoder::ImageBinding;
-use super::opener::Binding;
 use super::probe::{self, Probe};
 use super::tuner::{Judgement, Stage};
 use super::{LoadContext, LoadError, PredictError, Ticket};

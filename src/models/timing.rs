@@ -6,7 +6,8 @@ use std::sync::{Barrier, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::LoadError;
-use super::opener::{Binding, GraphModel, Warmed};
+use super::graph_model::{Binding, GraphModel};
+use super::opener::Warmed;
 use crate::config::usable_cores;
 
 /// What a server computes for an item before it can be in a batch.

@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::contest::{self, Measured, Quietly};
+use super::graph_model::Binding;
 use super::image_encoder::ImageBinding;
-use super::opener::{Binding, Files, Opener, Plan};
+use super::opener::{Files, Opener, Plan};
 use super::probe::{self, Probe};
 use super::text_encoder::TokenBinding;
 use super::{LoadContext, LoadError};

@@ -68,8 +68,8 @@ pub(super) fn png_outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
     Ok(outline)
 }
 
-/// Reads the outline of a WebP, and checks that it is whole and that the pictures in it fit its canvas: the
-/// decoder takes a picture's memory before it compares.
+/// Reads the outline of a WebP, and checks that it is whole and that the pictures in it fit its canvas: the decoder takes a picture's
+/// memory before it compares.
 pub(super) fn webp_outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
     let declared = four(bytes, 4).map(u32::from_le_bytes).ok_or_else(|| breaks_off("WebP"))?;
     let end = (declared as usize).saturating_add(8);

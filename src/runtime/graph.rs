@@ -92,9 +92,10 @@ impl Graph {
             let precision = options.precision.name();
             return Err(RuntimeError::Provider(format!("precision {precision} cannot be had: {reason}")));
         }
+        // Held until sessions that will not do are closed again, too.
+        let _opening = (!provider.is_on_cpu()).then(opening);
+        let mapping = may_map();
         let open = |slim| {
-            let _opening = (!provider.is_on_cpu()).then(opening);
-            let _may_map = may_map();
             let builder = session_builder(runtime, options).map_err(|error| {
                 RuntimeError::Provider(format!("the execution provider {} cannot be used: {error}", provider.name()))
             })?;
@@ -104,6 +105,13 @@ impl Graph {
         };
         // Others make fewer copies.
         let slim = if provider == ExecutionProvider::OpenVino { with_weights_in_file(path)? } else { None };
+        let mut mapped = Vec::new();
+        if provider == ExecutionProvider::OpenVino {
+            mapped.push(path.to_owned());
+            if slim.is_none() {
+                mapped.extend(OnnxFile::read(path)?.external_data);
+            }
+        }
         // f32 is the reference, so all its sums are made as the graph says.
         let slim = match slim {
             Some(slim) if options.precision == Precision::Bf16 => {
@@ -118,10 +126,6 @@ impl Graph {
             Some(opened) => opened,
             None => open(None)?,
         };
-        if provider == ExecutionProvider::OpenVino {
-            let external = OnnxFile::read(path)?.external_data;
-            let_go_of_mapped(external.into_iter().chain([path.to_owned()]));
-        }
         let nodes: usize = counts.values().sum();
         let own = counts.get(provider.runtime_name()).copied().unwrap_or(0);
         if own == 0 && nodes > 0 {
@@ -133,13 +137,16 @@ impl Graph {
         }
         let capture = options.same_shapes.then(Capture::new).transpose().map_err(run_error)?;
         let gpu = (!provider.is_on_cpu()).then_some(Gpu { device_id: options.device_id, capture });
-        Ok(Self {
+        let graph = Self {
             inputs: specs(session.inputs(), path)?,
             outputs: specs(session.outputs(), path)?,
             session: Arc::new(SharedSession::new(session, gpu)),
             nodes,
             nodes_elsewhere: nodes - own,
-        })
+        };
+        drop(mapping);
+        let_go_of_mapped(mapped);
+        Ok(graph)
     }
 
     /// The inputs of the graph in the file `path`, without preparing it for a provider.

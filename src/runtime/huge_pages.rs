@@ -17,6 +17,8 @@ mod linux {
     use std::fs::read_to_string;
     use std::ops::Range;
 
+    use super::super::mappings::Mapping;
+
     const SETTINGS: &str = "/sys/kernel/mm/transparent_hugepage";
 
     pub(super) fn use_huge_pages() -> usize {
@@ -36,16 +38,8 @@ mod linux {
 
     /// The addresses of a line of `/proc/self/maps`, if memory that was allocated lies there: not a file, nor a stack.
     fn private_memory(line: &str) -> Option<Range<usize>> {
-        let mut fields = line.split_ascii_whitespace();
-        let (start, end) = fields.next()?.split_once('-')?;
-        let is_writable = fields.next()? == "rw-p";
-        // Offset, device and inode come before the name.
-        let name = fields.nth(3);
-        if !is_writable || name.is_some_and(|name| name != "[heap]") {
-            return None;
-        }
-        let address = |text| usize::from_str_radix(text, 16).ok();
-        Some(address(start)?..address(end)?)
+        let Mapping { addresses, permissions, name } = Mapping::parse(line)?;
+        (permissions == "rw-p" && matches!(name, "" | "[heap]")).then_some(addresses)
     }
 
     /// The first addresses of the huge pages that fit in.

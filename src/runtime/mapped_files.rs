@@ -36,6 +36,8 @@ mod linux {
     use std::ops::Range;
     use std::path::{Path, PathBuf};
 
+    use super::super::mappings::Mapping;
+
     pub(super) fn let_go_of_mapped(files: &[PathBuf]) {
         let Ok(mappings) = std::fs::read("/proc/self/maps") else { return };
         for pages in String::from_utf8_lossy(&mappings).lines().filter_map(|line| read_only(line, files)) {
@@ -47,17 +49,9 @@ mod linux {
 
     /// The addresses of a line of `/proc/self/maps`, if one of the files is mapped there, for reading alone.
     fn read_only(line: &str, files: &[PathBuf]) -> Option<Range<usize>> {
-        // Spaces are part of a name.
-        let (fields, name) = line.split_once('/')?;
-        let mut fields = fields.split_ascii_whitespace();
-        let (start, end) = fields.next()?.split_once('-')?;
-        let is_read_only = matches!(fields.next()?, "r--p" | "r--s");
-        let name = format!("/{name}");
-        if !is_read_only || !files.iter().any(|file| file == Path::new(&name)) {
-            return None;
-        }
-        let address = |text| usize::from_str_radix(text, 16).ok();
-        Some(address(start)?..address(end)?)
+        let Mapping { addresses, permissions, name } = Mapping::parse(line)?;
+        let is_read_only = matches!(permissions, "r--p" | "r--s");
+        (is_read_only && files.iter().any(|file| file == Path::new(name))).then_some(addresses)
     }
 
     #[cfg(test)]

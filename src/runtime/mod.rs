@@ -9,6 +9,8 @@ mod graph;
 mod huge_pages;
 mod library;
 mod mapped_files;
+#[cfg(target_os = "linux")]
+mod mappings;
 mod memory;
 mod onnx_file;
 mod onnx_graph;

@@ -17,8 +17,8 @@ use super::batch_memory::BatchMemory;
 use super::cuda_graph::{Captured, no_capture};
 use super::mapped_files::may_map;
 
-/// A session whose runs may overlap, unless they are captured. ONNX Runtime promises that of every session (`OrtApi::Run`, and its documentation of thread
-/// safety); the caller lets it happen only with providers that have been seen to keep the promise, see
+/// A session whose runs may overlap, unless they are captured. ONNX Runtime promises that of every session (`OrtApi::Run`, and its
+/// documentation of thread safety); the caller lets it happen only with providers that have been seen to keep the promise, see
 /// [`super::SessionOptions::shares_sessions`].
 pub(super) struct SharedSession {
     session: ManuallyDrop<Session>,

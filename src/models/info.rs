@@ -97,10 +97,11 @@ pub struct InputSize {
 /// How JPEGs become pixels.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub struct JpegDecoding {
-    /// The library that the server was built with.
+    /// The library that the server was built with. Nearly all photos are decoded without it, to the pixels of libjpeg-turbo, where the
+    /// processor has AVX2.
     #[schema(example = "libjpeg-turbo")]
     pub decoder: &'static str,
-    /// How exactly large ones are decoded; always `exact` where the library offers nothing else.
+    /// How exactly large ones are decoded; always `exact` where the server offers nothing else.
     pub decode: DecodeMode,
 }
 

@@ -1,30 +1,41 @@
 //! Memory for the pixels of one picture, kept by each thread for the next one.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 
-/// A picture that took more is given back to the system: this times the threads that decode is what keeping may cost.
-const LARGEST_KEPT: usize = 8 << 20;
+/// Pictures that took more are given back to the system: this times the threads that decode is what keeping may cost.
+const MOST_KEPT: usize = 12 << 20;
 
 thread_local! {
-    static KEPT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static KEPT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// `length` bytes of any value.
 pub(super) fn take(length: usize) -> Vec<u8> {
-    let mut buffer = KEPT.take();
-    if buffer.capacity() < length {
-        // Not grown: what it holds is of no use.
-        return vec![0; length];
-    }
+    let kept = KEPT.with_borrow_mut(|kept| {
+        let large_enough = kept.iter().enumerate().filter(|(_, buffer)| buffer.capacity() >= length);
+        let smallest = large_enough.min_by_key(|(_, buffer)| buffer.capacity())?.0;
+        Some(kept.swap_remove(smallest))
+    });
+    // None is grown: what it holds is of no use.
+    let Some(mut buffer) = kept else { return vec![0; length] };
     buffer.resize(length, 0);
     buffer
 }
 
 /// Keeps `buffer` for this thread's next picture.
 pub(super) fn give_back(buffer: Vec<u8>) {
-    if buffer.capacity() <= LARGEST_KEPT {
-        KEPT.set(buffer);
-    }
+    KEPT.with_borrow_mut(|kept| {
+        kept.push(buffer);
+        // The smaller ones are what most pictures take.
+        kept.sort_unstable_by_key(Vec::capacity);
+        let mut sum = 0;
+        kept.retain(|buffer| {
+            sum += buffer.capacity();
+            sum <= MOST_KEPT
+        });
+        // A picture takes its pixels, its planes and its data.
+        kept.drain(..kept.len().saturating_sub(3));
+    });
 }
 
 #[cfg(test)]
@@ -32,15 +43,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buffer_is_used_again_whatever_the_next_length_unless_it_is_large() {
-        let first = take(1000);
-        let place = first.as_ptr();
-        give_back(first);
-        let second = take(900);
-        assert_eq!((second.as_ptr(), second.len()), (place, 900));
-        give_back(second);
-        assert_eq!(take(1000).len(), 1000);
-        give_back(vec![0; LARGEST_KEPT + 1]);
-        assert_eq!(KEPT.take().capacity(), 0);
+    fn buffers_are_used_again_where_they_are_large_enough_unless_they_are_too_large_to_keep() {
+        let (small, large) = (take(900), take(2000));
+        let places = [&small, &large].map(|buffer| buffer.as_ptr());
+        give_back(large);
+        give_back(small);
+        let again = take(1000);
+        assert_eq!((again.as_ptr(), again.len()), (places[1], 1000));
+        let again = take(800);
+        assert_eq!((again.as_ptr(), again.len()), (places[0], 800));
+        give_back(vec![0; MOST_KEPT + 1]);
+        assert!(KEPT.take().is_empty());
+    }
+
+    #[test]
+    fn no_more_are_kept_than_a_picture_takes() {
+        (1..6).for_each(|length| give_back(vec![0; length]));
+        assert_eq!(KEPT.take().iter().map(Vec::len).collect::<Vec<_>>(), [3, 4, 5]);
     }
 }

@@ -55,9 +55,9 @@ impl DecodeMode {
         }
     }
 
-    /// What the JPEG decoder that is compiled in makes of it.
+    /// What the JPEG decoders that are compiled in make of it.
     pub fn in_effect(self) -> Self {
-        if jpeg::DECODER.lacks.is_some() { Self::Exact } else { self }
+        if jpeg::reduces() { self } else { Self::Exact }
     }
 
     /// The mode called `name`.

@@ -80,28 +80,28 @@ pub(super) const LANES: usize = 4;
 impl Kernel {
     /// The kernel that takes an axis of `source` pixels to `target` pixels, for the target pixels in `window`.
     pub(super) fn new(filter: Filter, source: usize, target: usize, window: Range<usize>) -> Self {
-        let mut own = Vec::new();
+        let sources = sources(filter, source, target, window.clone());
+        let reach = |index| source_range(filter, source, target, index).len();
+        let taps = window.clone().map(reach).max().unwrap_or(0).next_multiple_of(LANES);
+        let mut exact = vec![0.0; taps * window.len()];
+        let places = window.clone().zip(exact.chunks_exact_mut(taps.max(1)));
+        let starts = places.map(|(index, places)| weights(filter, source, target, index, places)).collect();
         // The precision depends on the largest weight of the whole axis. When enlarging, the first weight of the
         // first pixel is 1 or a little more (what lies beyond the edge is left out and the rest scaled up), and
         // none comes near 2: looking at one pixel spares a walk along an axis that may be enlarged to millions.
         let whole_axis = if target > source { 0..1 } else { 0..target };
-        let largest = whole_axis.fold(0.0, |largest, index| {
+        let mut own = Vec::new();
+        let largest = whole_axis.filter(|index| !window.contains(index)).fold(0.0, |largest, index| {
+            own.resize(reach(index), 0.0);
             weights(filter, source, target, index, &mut own);
             own.iter().copied().fold(largest, f64::max)
         });
+        let largest = exact.iter().copied().fold(largest, f64::max);
         let fits = |precision: u32| 0.5 + largest * f64::from(1_u32 << (precision + 1)) < 32_768.0;
         let precision = (0..22).find(|&precision| !fits(precision)).unwrap_or(22);
-        let quantise = |weight: &f64| (weight * f64::from(1_u32 << precision)).round() as i16;
-        let sources = sources(filter, source, target, window.clone());
-        let reach = |index| source_range(filter, source, target, index).len();
-        let taps = window.clone().map(reach).max().unwrap_or(0).next_multiple_of(LANES);
-        let mut quantised = vec![0; taps * window.len()];
-        let starts = window.zip(quantised.chunks_exact_mut(taps.max(1))).map(|(index, places)| {
-            let start = weights(filter, source, target, index, &mut own);
-            places.iter_mut().zip(&own).for_each(|(place, weight)| *place = quantise(weight));
-            start
-        });
-        Self { starts: starts.collect(), weights: quantised, taps, precision, sources }
+        let scale = f64::from(1_u32 << precision);
+        let quantised = exact.iter().map(|weight| (weight * scale + 0.5_f64.copysign(*weight)) as i16);
+        Self { starts, weights: quantised.collect(), taps, precision, sources }
     }
 
     /// Resamples rows of RGB pixels along their length; each has `width` pixels and begins at source pixel `first`.
@@ -185,19 +185,20 @@ fn support_and_center(filter: Filter, source: usize, target: usize, index: usize
     (filter.support() * scale.max(1.0), (index as f64 + 0.5) * scale)
 }
 
-/// Writes the weights of target pixel `index` to `weights`, and returns the source pixel that the first belongs to.
-fn weights(filter: Filter, source: usize, target: usize, index: usize, weights: &mut Vec<f64>) -> usize {
+/// Writes the weights of target pixel `index` to the first of `weights`, and returns the source pixel that the first belongs to.
+fn weights(filter: Filter, source: usize, target: usize, index: usize, weights: &mut [f64]) -> usize {
     let filter_scale = (source as f64 / target as f64).max(1.0);
     let (_, center) = support_and_center(filter, source, target, index);
     let range = source_range(filter, source, target, index);
-    let start = range.start;
-    weights.clear();
-    weights.extend(range.map(|position| filter.weight((position as f64 - center + 0.5) * (1.0 / filter_scale))));
+    let weights = &mut weights[..range.len()];
+    for (position, weight) in range.clone().zip(&mut *weights) {
+        *weight = filter.weight((position as f64 - center + 0.5) * (1.0 / filter_scale));
+    }
     let sum: f64 = weights.iter().sum();
     for weight in weights {
         *weight /= sum;
     }
-    start
+    range.start
 }
 
 #[cfg(test)]

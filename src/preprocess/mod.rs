@@ -1,6 +1,6 @@
 //! Bytes to pixels to tensor: image decoding and the steps of the Hugging Face image processors.
 #![cfg_attr(
-    not(feature = "turbojpeg"),
+    not(any(feature = "turbojpeg", target_arch = "x86_64")),
     allow(dead_code, reason = "the decoder that needs no tools decodes all of a picture, whatever the demand")
 )]
 

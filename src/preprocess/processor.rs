@@ -17,8 +17,8 @@ use super::resize::{Picture, Target, resize, unseen};
 use super::window::{Margins, Window};
 
 /// Of two threads that read parts of one picture, the first gets this many tenths of the rows: the other has to go through those
-/// too, as a JPEG's codes follow one another, which takes about 0.6 of what decoding them takes.
-const UPPER_TENTHS: usize = 7;
+/// too, as a JPEG's codes follow one another, which takes about 0.4 of what decoding and resizing them takes.
+const UPPER_TENTHS: usize = 6;
 
 /// RGB8 pixels to a normalised tensor, with the results of the `transformers` processor of the same config
 /// (its torchvision backend, bit for bit).

@@ -1,7 +1,10 @@
-//! JPEG: its markers are read here, its pixels are decoded by the library that is compiled in.
+//! JPEG: its markers are read here; its pixels are decoded here too if it is as nearly all photos are, else by the library that is
+//! compiled in.
 
 #[cfg(feature = "turbojpeg")]
 mod decompressor;
+#[cfg(target_arch = "x86_64")]
+mod sequential;
 #[cfg(feature = "turbojpeg")]
 mod turbo;
 #[cfg(not(feature = "turbojpeg"))]
@@ -14,10 +17,11 @@ use turbo as library;
 #[cfg(not(feature = "turbojpeg"))]
 use zune as library;
 
-pub(super) use library::{DECODER, decode, decodes_rows};
+pub(super) use library::{DECODER, decodes_rows};
 
 use super::container::Outline;
-use super::decode::{DecodeError, breaks_off, corrupt};
+use super::decode::{DecodeError, Decoded, Demand, breaks_off, corrupt};
+use super::simd;
 
 const FORMAT: &str = "JPEG";
 
@@ -32,6 +36,32 @@ pub struct JpegDecoder {
 /// Most scans of a JPEG. Progressive encoders write about 10; each scan may cost as much as decoding the whole picture,
 /// and a few bytes are enough to ask for one.
 const MAX_SCANS: usize = 100;
+
+/// Are JPEGs decoded at a fraction of their size where that is demanded? By the library that is compiled in, or those that are as nearly
+/// all photos are.
+pub(super) fn reduces() -> bool {
+    DECODER.lacks.is_none() || simd::is_available()
+}
+
+/// Decodes the pixels of a JPEG whose outline has been checked, as stored, not turned upright: at the smallest scale that leaves no
+/// side shorter than demanded, without the margins for which there is no demand. What is wrong below what is demanded goes unseen.
+pub(super) fn decode(bytes: &[u8], outline: &Outline<'_>, demand: &impl Demand) -> Result<Decoded, DecodeError> {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(decoded) = sequential::decode(bytes, outline, demand) {
+        return Ok(decoded);
+    }
+    library::decode(bytes, outline, demand)
+}
+
+/// Eighths of its size at which a picture can be decoded for less than in full.
+const REDUCTIONS: [usize; 3] = [1, 2, 4];
+
+/// The fewest eighths of its size at which no side of a picture is shorter than needed; sizes are (width, height).
+fn reduction(size: (u32, u32), needed: (u32, u32)) -> usize {
+    let reaches = |eighths: usize, length: u32, needed: u32| (length as usize * eighths).div_ceil(8) >= needed as usize;
+    let is_large_enough = |&eighths: &usize| reaches(eighths, size.0, needed.0) && reaches(eighths, size.1, needed.1);
+    REDUCTIONS.into_iter().find(is_large_enough).unwrap_or(8)
+}
 
 /// Reads a JPEG's markers up to its end.
 ///

@@ -4,16 +4,13 @@ use image::RgbImage;
 use turbojpeg::{PixelFormat, ScalingFactor};
 
 use super::decompressor::{Decompressor, Region};
-use super::{FORMAT, JpegDecoder, START_OF_SCAN, is_frame, next_marker, next_segment, stands_alone};
+use super::{FORMAT, JpegDecoder, START_OF_SCAN, is_frame, next_marker, next_segment, reduction, stands_alone};
 use crate::preprocess::buffer;
 use crate::preprocess::container::Outline;
 use crate::preprocess::decode::{DecodeError, Decoded, Demand, corrupt, unsupported};
 use crate::preprocess::window::Margins;
 
 pub(in crate::preprocess) const DECODER: JpegDecoder = JpegDecoder { name: "libjpeg-turbo", lacks: None };
-
-/// Eighths of its size at which a picture can be decoded for less than in full.
-const REDUCTIONS: [usize; 3] = [1, 2, 4];
 
 /// Pixels at an edge that depend on what lies beyond.
 const INTERPOLATED: usize = 2;
@@ -87,10 +84,7 @@ fn failed(message: String) -> DecodeError {
 
 /// The smallest scale that leaves no side shorter than needed; both are (width, height).
 fn smallest_scale(size: (u32, u32), needed: (u32, u32)) -> ScalingFactor {
-    let mut scales = REDUCTIONS.into_iter().map(|eighths| ScalingFactor::new(eighths, 8));
-    let reaches = |scale: &ScalingFactor, length: u32, needed: u32| scale.scale(length as usize) >= needed as usize;
-    let large_enough = |scale: &ScalingFactor| reaches(scale, size.0, needed.0) && reaches(scale, size.1, needed.1);
-    scales.find(large_enough).unwrap_or(ScalingFactor::ONE)
+    ScalingFactor::new(reduction(size, needed), 8)
 }
 
 /// Is this a warning after which all pixels are there? libjpeg-turbo tells the first warning of a picture only.
@@ -314,9 +308,9 @@ mod tests {
         let processor = ImageProcessor::from_json(&config, None).unwrap();
         let division = |bytes: &[u8], mode| processor.division(bytes, &LIMITS, mode);
         let photo = jpeg(&noise(640, 480), Subsamp::Sub2x2);
-        assert_eq!(division(&photo, DecodeMode::Fast), Some(156));
+        assert_eq!(division(&photo, DecodeMode::Fast), Some(134));
         let large = jpeg(&noise(1000, 1000), Subsamp::Sub2x2);
-        assert_eq!(division(&large, DecodeMode::Exact), Some(156));
+        assert_eq!(division(&large, DecodeMode::Exact), Some(134));
         assert_eq!(division(&large, DecodeMode::Fast), None, "decoded at half its size");
         assert_eq!(division(&jpeg(&noise(200, 200), Subsamp::Sub2x2), DecodeMode::Exact), None, "small");
         let turned = |orientation| {
@@ -324,7 +318,7 @@ mod tests {
             let jpeg = [&[0xff, 0xd8, 0xff, 0xe1, 0, 34][..], &exif, &[orientation], &[0; 6], &photo[2..]].concat();
             division(&jpeg, DecodeMode::Exact)
         };
-        assert_eq!((turned(1), turned(6)), (Some(156), None));
+        assert_eq!((turned(1), turned(6)), (Some(134), None));
         for other in [&b"\xff\xd8\xff"[..], b"GIF89a", b""] {
             assert_eq!(division(other, DecodeMode::Exact), None);
         }

@@ -97,8 +97,8 @@ pub struct InputSize {
 /// How JPEGs become pixels.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub struct JpegDecoding {
-    /// The library that the server was built with. Nearly all photos are decoded without it, to the pixels of libjpeg-turbo, where the
-    /// processor has AVX2.
+    /// The library that the server was built with. On processors with AVX2, JPEGs as cameras write them (baseline; 4:2:0, 4:2:2 or 4:4:4)
+    /// are decoded without it, to the pixels of libjpeg-turbo.
     #[schema(example = "libjpeg-turbo")]
     pub decoder: &'static str,
     /// How exactly large ones are decoded; always `exact` where the server offers nothing else.

@@ -76,7 +76,7 @@ pub(super) trait Demand {
 }
 
 /// All of it.
-struct Everything;
+pub(super) struct Everything;
 
 impl Demand for Everything {
     fn size(&self, full: (u32, u32)) -> (u32, u32) {

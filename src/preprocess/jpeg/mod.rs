@@ -1,5 +1,4 @@
-//! JPEG: its markers are read here; its pixels are decoded here too if it is as nearly all photos are, else by the library that is
-//! compiled in.
+//! JPEG: its markers are read here; its pixels are decoded here too if it is as cameras write it, else by the library that is compiled in.
 
 #[cfg(feature = "turbojpeg")]
 mod decompressor;
@@ -37,8 +36,8 @@ pub struct JpegDecoder {
 /// and a few bytes are enough to ask for one.
 const MAX_SCANS: usize = 100;
 
-/// Are JPEGs decoded at a fraction of their size where that is demanded? By the library that is compiled in, or those that are as nearly
-/// all photos are.
+/// Are JPEGs decoded at a fraction of their size where that is demanded? All by the library that is compiled in, or those that cameras
+/// write here.
 pub(super) fn reduces() -> bool {
     DECODER.lacks.is_none() || simd::is_available()
 }
@@ -51,6 +50,16 @@ pub(super) fn decode(bytes: &[u8], outline: &Outline<'_>, demand: &impl Demand) 
         return Ok(decoded);
     }
     library::decode(bytes, outline, demand)
+}
+
+/// Are a JPEG's pixels those of libjpeg-turbo?
+#[cfg(test)]
+pub(super) fn is_exact(bytes: &[u8]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if outline(bytes).is_ok_and(|outline| sequential::decode(bytes, &outline, &super::decode::Everything).is_some()) {
+        return true;
+    }
+    DECODER.name == "libjpeg-turbo"
 }
 
 /// Eighths of its size at which a picture can be decoded for less than in full.

@@ -158,31 +158,19 @@ fn inks_to_rgb(pixels: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use image::imageops::crop_imm;
-    use turbojpeg::{Image, Subsamp};
+    use turbojpeg::Subsamp;
 
     use super::*;
     use crate::preprocess::decode::decode_demanded;
+    use crate::preprocess::tests::jpegs::{Asked, as_input, jpeg};
     use crate::preprocess::tests::{LIMITS, fixture, fixtures, noise, report};
     use crate::preprocess::{DecodeMode, ImageProcessor, decode as decode_any};
-
-    /// A demand for this size and these margins.
-    struct Asked((u32, u32), Margins);
-
-    impl Demand for Asked {
-        fn size(&self, _full: (u32, u32)) -> (u32, u32) {
-            self.0
-        }
-
-        fn margins(&self, _full: (u32, u32), _decoded: (u32, u32)) -> Margins {
-            self.1
-        }
-    }
 
     #[test]
     fn a_part_of_a_picture_has_the_pixels_that_it_has_in_the_whole() {
         let image = noise(150, 117);
         let forms = [Subsamp::None, Subsamp::Sub1x2, Subsamp::Sub2x1, Subsamp::Sub2x2, Subsamp::Sub4x1, Subsamp::Gray];
-        let mut jpegs: Vec<_> = forms.map(|form| (format!("{form:?}"), jpeg(&image, form))).into();
+        let mut jpegs: Vec<_> = forms.map(|form| (format!("{form:?}"), jpeg(&image, 90, form))).into();
         jpegs.extend(fixtures().filter(|(file, _)| file.ends_with(".jpg")));
         let mut cuts = 0;
         for (name, bytes) in jpegs {
@@ -210,15 +198,6 @@ mod tests {
             }
         }
         assert!(cuts > 100, "{cuts}");
-    }
-
-    fn jpeg(image: &RgbImage, subsampling: Subsamp) -> Vec<u8> {
-        turbojpeg::compress(as_input(image), 90, subsampling).unwrap().to_vec()
-    }
-
-    fn as_input(image: &RgbImage) -> Image<&[u8]> {
-        let (width, height) = (image.width() as usize, image.height() as usize);
-        Image { pixels: image.as_raw().as_slice(), width, pitch: width * 3, height, format: PixelFormat::RGB }
     }
 
     #[test]
@@ -287,7 +266,7 @@ mod tests {
             serde_json::json!({"image_processor_type": "ViTImageProcessor", "size": {"height": 50, "width": 40}}),
             serde_json::json!({"image_processor_type": "ConvNextImageProcessor", "size": 56, "crop_pct": 0.875}),
         ];
-        let large = [Subsamp::Sub2x2, Subsamp::None].map(|form| ("noise".to_owned(), jpeg(&noise(310, 190), form)));
+        let large = [Subsamp::Sub2x2, Subsamp::None].map(|form| ("noise".to_owned(), jpeg(&noise(310, 190), 90, form)));
         for (name, bytes) in fixtures().filter(|(file, _)| file.ends_with(".jpg")).chain(large) {
             for config in &configs {
                 let processor = ImageProcessor::from_json(config, None).unwrap();
@@ -307,12 +286,12 @@ mod tests {
         let config = serde_json::json!({"image_processor_type": "CLIPImageProcessor"});
         let processor = ImageProcessor::from_json(&config, None).unwrap();
         let division = |bytes: &[u8], mode| processor.division(bytes, &LIMITS, mode);
-        let photo = jpeg(&noise(640, 480), Subsamp::Sub2x2);
+        let photo = jpeg(&noise(640, 480), 90, Subsamp::Sub2x2);
         assert_eq!(division(&photo, DecodeMode::Fast), Some(134));
-        let large = jpeg(&noise(1000, 1000), Subsamp::Sub2x2);
+        let large = jpeg(&noise(1000, 1000), 90, Subsamp::Sub2x2);
         assert_eq!(division(&large, DecodeMode::Exact), Some(134));
         assert_eq!(division(&large, DecodeMode::Fast), None, "decoded at half its size");
-        assert_eq!(division(&jpeg(&noise(200, 200), Subsamp::Sub2x2), DecodeMode::Exact), None, "small");
+        assert_eq!(division(&jpeg(&noise(200, 200), 90, Subsamp::Sub2x2), DecodeMode::Exact), None, "small");
         let turned = |orientation| {
             let exif = *b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0";
             let jpeg = [&[0xff, 0xd8, 0xff, 0xe1, 0, 34][..], &exif, &[orientation], &[0; 6], &photo[2..]].concat();
@@ -338,7 +317,7 @@ mod tests {
             .into_iter()
             .flat_map(|(width, height)| {
                 let smooth = image::imageops::blur(&noise(width, height), 4.0);
-                let bytes = jpeg(&smooth, Subsamp::Sub2x2);
+                let bytes = jpeg(&smooth, 90, Subsamp::Sub2x2);
                 let tensors = (tensor(&bytes, DecodeMode::Exact), tensor(&bytes, DecodeMode::Fast));
                 tensors.0.into_iter().zip(tensors.1)
             })

@@ -13,13 +13,13 @@ use crate::preprocess::window::Margins;
 pub(in crate::preprocess) const DECODER: JpegDecoder = JpegDecoder {
     name: "zune-jpeg",
     lacks: Some(
-        "built without libjpeg-turbo: JPEGs that are progressive, gray or CMYK, and without AVX2 all, take about a fifth longer to \
-         decode, come out up to 4 steps (of 255) from the reference, and are not reduced by decode = \"fast\"; scripts/serve \
-         builds with it, and so does cargo build --release --features turbojpeg, which needs cmake and, on x86, nasm",
+        "built without libjpeg-turbo: JPEGs other than baseline ones in 4:2:0, 4:2:2 or 4:4:4 (on processors without AVX2 all) take about \
+         a fifth longer to decode, come out up to 4 steps (of 255) from the reference, and are not reduced by decode = \"fast\"; \
+         scripts/serve builds with it, and so does cargo build --release --features turbojpeg, which needs cmake and, on x86, nasm",
     ),
 };
 
-/// Does decoding some rows of a picture spare the pixels of the others?
+/// Does decoding some rows of a picture spare the pixels of the others? Not where this library decodes it.
 pub(in crate::preprocess) fn decodes_rows(_outline: &Outline<'_>, _needed: (u32, u32)) -> bool {
     false
 }

@@ -6,8 +6,9 @@ use ndarray::Array3;
 use serde_json::Value;
 
 use super::{LIMITS, fixture, folder, noise, report};
+use crate::preprocess::jpeg::is_exact;
 use crate::preprocess::kernel::nearest_sources;
-use crate::preprocess::{DecodeError, ImageProcessor, JPEG_DECODER, decode};
+use crate::preprocess::{DecodeError, ImageProcessor, decode};
 
 struct Golden {
     manifest: Value,
@@ -68,7 +69,7 @@ fn bytes_decode_to_the_pixels_of_pillow() {
         let largest = steps.iter().copied().max().unwrap_or(0);
         let mean = steps.iter().map(|&step| f64::from(step)).sum::<f64>() / steps.len() as f64;
         // Lossless formats have no tolerance; JPEG has that of its decoder, which is none for Pillow's own.
-        let exact = JPEG_DECODER.name == "libjpeg-turbo";
+        let exact = is_exact(&fixture(file));
         let tolerance = |key: &str| if exact { 0.0 } else { case[key].as_f64().unwrap_or(0.0) };
         if f64::from(largest) > tolerance("steps") || mean > tolerance("mean") {
             failures.push(format!("{file}: up to {largest} steps, {mean:.3} on average"));

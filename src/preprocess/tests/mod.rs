@@ -2,6 +2,8 @@
 
 mod golden;
 mod hostile;
+#[cfg(feature = "turbojpeg")]
+pub(super) mod jpegs;
 
 use std::path::PathBuf;
 

@@ -1,6 +1,6 @@
-//! Chroma that is enlarged to the size of luma, and both turned into RGB, to the same bits as by libjpeg-turbo.
+//! Chroma upsampled to the size of luma, and both converted to RGB, to the same bits as by libjpeg-turbo.
 //!
-//! Source: `jdsample.c` and `jdcolor.c` of the Independent JPEG Group.
+//! Source: `h2v1_fancy_upsample` and `h2v2_fancy_upsample` of `jdsample.c`, and `jdcolor.c`, of the Independent JPEG Group.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -8,17 +8,17 @@ use std::ops::Range;
 /// Pixels that are converted at a time.
 const LANES: usize = 16;
 
-/// A row of chroma that is twice as wide.
+/// A row of chroma, upsampled to twice its width by a triangle filter.
 #[derive(Default)]
-pub(super) struct Enlarged {
+pub(super) struct Upsampled {
     row: Vec<u8>,
     /// What its samples are made of.
     sums: Vec<u16>,
 }
 
-impl Enlarged {
-    /// Enlarges `near` for some `columns`: each sample is three parts its own and one part its neighbour's. If the rows are enlarged too,
-    /// `far` is the row's neighbour on the nearer side, and counts in the same way.
+impl Upsampled {
+    /// Upsamples `near` for some `columns`: each sample is three parts its own and one part its neighbour's. If there are twice as many
+    /// rows, too, `far` is the row's neighbour on the nearer side, and counts in the same way.
     #[target_feature(enable = "avx2")]
     pub(super) fn fill(&mut self, near: &[u8], far: Option<&[u8]>, columns: &Range<usize>) {
         let Self { row, sums } = self;
@@ -42,9 +42,9 @@ impl Enlarged {
             }
         }
         if far.is_some() {
-            enlarge::<4, 8, 7>(sums, row);
+            upsample::<4, 8, 7>(sums, row);
         } else {
-            enlarge::<2, 1, 2>(sums, row);
+            upsample::<2, 1, 2>(sums, row);
         }
     }
 
@@ -54,14 +54,15 @@ impl Enlarged {
     }
 }
 
-/// Two samples of each sum but the first and the last, which lose so many binary places and are rounded by `EVEN` and `ODD` of the last.
+/// Two samples of each sum but the first and the last, without `SHIFT` bits. Even and odd ones are rounded by different amounts, so that
+/// none of the two ways prevails.
 #[target_feature(enable = "avx2")]
-fn enlarge<const PLACES: u16, const EVEN: u16, const ODD: u16>(sums: &[u16], row: &mut [u8]) {
+fn upsample<const SHIFT: u16, const EVEN: u16, const ODD: u16>(sums: &[u16], row: &mut [u8]) {
     let (twos, _) = row.as_chunks_mut::<2>();
     let count = twos.len();
     let (before, own, behind) = (&sums[..count], &sums[1..][..count], &sums[2..][..count]);
     for (((two, before), own), behind) in twos.iter_mut().zip(before).zip(own).zip(behind) {
-        let (even, odd) = ((own * 3 + before + EVEN) >> PLACES, (own * 3 + behind + ODD) >> PLACES);
+        let (even, odd) = ((own * 3 + before + EVEN) >> SHIFT, (own * 3 + behind + ODD) >> SHIFT);
         *two = (even | odd << 8).to_le_bytes();
     }
 }
@@ -111,21 +112,21 @@ fn convert(luma: &[u8; LANES], blue: &[u8; LANES], red: &[u8; LANES], output: &m
     let narrow = |words: __m256i| _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
     let (r, g, b) = (narrow(r), narrow(g), narrow(b));
     for (part, place) in output.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        let [of_red, of_green, of_blue] = &PLACES[part];
+        let [of_red, of_green, of_blue] = &SHUFFLES[part];
         let red_and_green = _mm_or_si128(_mm_shuffle_epi8(r, load(of_red)), _mm_shuffle_epi8(g, load(of_green)));
         store(place, _mm_or_si128(red_and_green, _mm_shuffle_epi8(b, load(of_blue))));
     }
 }
 
 /// For each third of sixteen pixels' bytes, and of red, green and blue: which of its values belongs there, or none of them (128).
-const PLACES: [[[u8; LANES]; 3]; 3] = {
-    let mut places = [[[128; LANES]; 3]; 3];
+const SHUFFLES: [[[u8; LANES]; 3]; 3] = {
+    let mut shuffles = [[[128; LANES]; 3]; 3];
     let mut byte = 0;
     while byte < LANES * 3 {
-        places[byte / LANES][byte % 3][byte % LANES] = (byte / 3) as u8;
+        shuffles[byte / LANES][byte % 3][byte % LANES] = (byte / 3) as u8;
         byte += 1;
     }
-    places
+    shuffles
 };
 
 #[target_feature(enable = "avx2")]

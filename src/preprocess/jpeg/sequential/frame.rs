@@ -13,24 +13,21 @@ pub(super) struct Frame<'b> {
     pub(super) restart_interval: usize,
     /// Entropy-coded data and what comes behind it.
     pub(super) data: &'b [u8],
-    /// By the numbers that the components have.
-    codes: Codes,
+    /// For DC and AC coefficients, by the numbers that the components have.
+    tables: [[Option<HuffmanTable<'b>>; 4]; 2],
 }
 
 /// One of a frame's components.
 pub(super) struct Component {
+    id: u8,
     /// Quantisation steps, row by row.
     pub(super) steps: [i16; 64],
-    /// Numbers of its Huffman codes, for DC and AC coefficients.
+    /// Numbers of its Huffman tables, for DC and AC coefficients.
     codes: (usize, usize),
 }
 
-/// Huffman codes by their numbers.
-#[derive(Default)]
-struct Codes {
-    dc: [Option<Code>; 4],
-    ac: [Option<AcCode>; 4],
-}
+/// How many codes there are of each length from 1 on, and their symbols.
+type HuffmanTable<'b> = (&'b [u8; 16], &'b [u8]);
 
 const BASELINE: u8 = 0xc0;
 const EXTENDED_SEQUENTIAL: u8 = 0xc1;
@@ -64,7 +61,7 @@ impl<'b> Frame<'b> {
     pub(super) fn read(bytes: &'b [u8]) -> Option<Self> {
         let mut rest = bytes.get(2..)?;
         let mut steps = [None; 4];
-        let mut codes = Codes::default();
+        let mut tables = [[None; 4]; 2];
         let (mut frame, mut restart_interval) = (None, 0);
         let (mut is_jfif, mut adobe_transform) = (false, None);
         loop {
@@ -74,13 +71,17 @@ impl<'b> Frame<'b> {
                 0xe0 => is_jfif |= segment.len() >= 14 && segment.starts_with(b"JFIF\0"),
                 0xee if segment.len() >= 12 && segment.starts_with(b"Adobe") => adobe_transform = Some(segment[11]),
                 QUANTISATION_TABLES => read_steps(segment, &mut steps)?,
-                HUFFMAN_TABLES => read_codes(segment, &mut codes)?,
+                HUFFMAN_TABLES => read_huffman_tables(segment, &mut tables)?,
                 RESTART_INTERVAL => restart_interval = usize::from(u16::from_be_bytes(segment.try_into().ok()?)),
                 BASELINE | EXTENDED_SEQUENTIAL => frame = Some(segment),
                 START_OF_SCAN => {
-                    let is_ycc = |ids| is_jfif || adobe_transform.map_or(ids == [1, 2, 3], |transform| transform == 1);
-                    let (sampling, components) = read_components(frame?, segment, &steps, is_ycc)?;
-                    return Some(Self { sampling, components, restart_interval, data: rest, codes });
+                    let (sampling, components) = read_components(frame?, segment, &steps)?;
+                    let ids = components.each_ref().map(|component| component.id);
+                    // As libjpeg decides that it is luma and chroma.
+                    if !is_jfif && adobe_transform.map_or(ids != [1, 2, 3], |transform| transform != 1) {
+                        return None;
+                    }
+                    return Some(Self { sampling, components, restart_interval, data: rest, tables });
                 }
                 0xe0..=0xef | COMMENT => {}
                 _ => return None,
@@ -88,14 +89,35 @@ impl<'b> Frame<'b> {
         }
     }
 
-    /// Of each component, the Huffman codes of its DC and AC coefficients.
-    pub(super) fn codes(&self) -> Option<[(&Code, &AcCode); 3]> {
-        let codes = |component: &Component| {
-            let (dc, ac) = component.codes;
-            Some((self.codes.dc[dc].as_ref()?, self.codes.ac[ac].as_ref()?))
-        };
-        let [luma, blue, red] = &self.components;
-        Some([codes(luma)?, codes(blue)?, codes(red)?])
+    /// Each component's Huffman codes for DC and AC coefficients, by their numbers in [`Component::codes`].
+    pub(super) fn codes(&self) -> Option<Codes> {
+        // A file may hold any number of tables, of which these are used.
+        let mut codes = Codes::default();
+        for Component { codes: (dc, ac), .. } in &self.components {
+            let code = |(counts, symbols): HuffmanTable<'_>| Code::new(counts, symbols);
+            if codes.dc[*dc].is_none() {
+                codes.dc[*dc] = Some(code(self.tables[0][*dc]?).filter(Code::is_for_dc)?);
+            }
+            if codes.ac[*ac].is_none() {
+                codes.ac[*ac] = Some(AcCode::new(code(self.tables[1][*ac]?)?));
+            }
+        }
+        Some(codes)
+    }
+}
+
+/// Huffman codes by their numbers.
+#[derive(Default)]
+pub(super) struct Codes {
+    dc: [Option<Code>; 4],
+    ac: [Option<AcCode>; 4],
+}
+
+impl Codes {
+    /// A component's.
+    pub(super) fn of(&self, component: &Component) -> Option<(&Code, &AcCode)> {
+        let (dc, ac) = component.codes;
+        Some((self.dc[dc].as_ref()?, self.ac[ac].as_ref()?))
     }
 }
 
@@ -104,7 +126,6 @@ fn read_components(
     frame: &[u8],
     scan: &[u8],
     steps: &[Option<[i16; 64]>; 4],
-    is_ycc: impl Fn([u8; 3]) -> bool,
 ) -> Option<((usize, usize), [Component; 3])> {
     let &[8, _, _, _, _, 3, luma, of_luma, luma_steps, blue, 0x11, blue_steps, red, 0x11, red_steps] = frame else {
         return None;
@@ -112,7 +133,7 @@ fn read_components(
     let &[3, scan_luma, luma_codes, scan_blue, blue_codes, scan_red, red_codes, 0, 63, 0] = scan else { return None };
     let ids = [luma, blue, red];
     let are_distinct = luma != blue && blue != red && red != luma;
-    if ids != [scan_luma, scan_blue, scan_red] || !are_distinct || !is_ycc(ids) {
+    if ids != [scan_luma, scan_blue, scan_red] || !are_distinct {
         return None;
     }
     let sampling = match of_luma {
@@ -121,13 +142,16 @@ fn read_components(
         0x22 => (2, 2),
         _ => return None,
     };
-    let component = |number: u8, codes: u8| {
+    let component = |id: u8, number: u8, codes: u8| {
         let codes = (usize::from(codes >> 4), usize::from(codes & 15));
         let steps = (*steps.get(usize::from(number))?)?;
-        (codes.0 < 4 && codes.1 < 4).then_some(Component { steps, codes })
+        (codes.0 < 4 && codes.1 < 4).then_some(Component { id, steps, codes })
     };
-    let components =
-        [component(luma_steps, luma_codes)?, component(blue_steps, blue_codes)?, component(red_steps, red_codes)?];
+    let components = [
+        component(luma, luma_steps, luma_codes)?,
+        component(blue, blue_steps, blue_codes)?,
+        component(red, red_steps, red_codes)?,
+    ];
     Some((sampling, components))
 }
 
@@ -145,16 +169,12 @@ fn read_steps(mut segment: &[u8], steps: &mut [Option<[i16; 64]>; 4]) -> Option<
     Some(())
 }
 
-fn read_codes(mut segment: &[u8], codes: &mut Codes) -> Option<()> {
+fn read_huffman_tables<'b>(mut segment: &'b [u8], tables: &mut [[Option<HuffmanTable<'b>>; 4]; 2]) -> Option<()> {
     while let Some((&number, rest)) = segment.split_first() {
         let (counts, rest) = rest.split_first_chunk::<16>()?;
         let (symbols, rest) = rest.split_at_checked(counts.iter().copied().map(usize::from).sum())?;
-        let (code, number, is_for_ac) = (Code::new(counts, symbols)?, usize::from(number & 15), number >> 4);
-        match is_for_ac {
-            0 => *codes.dc.get_mut(number)? = Some(code).filter(Code::is_for_dc),
-            1 => *codes.ac.get_mut(number)? = Some(AcCode::new(code)),
-            _ => return None,
-        }
+        let table = tables.get_mut(usize::from(number >> 4))?.get_mut(usize::from(number & 15))?;
+        *table = Some((counts, symbols)).filter(|_| symbols.len() <= 256);
         segment = rest;
     }
     Some(())

@@ -11,7 +11,8 @@ const LOOKUP: u32 = 11;
 pub(super) struct Code {
     /// By the next bits.
     entries: Box<[Entry; 1 << LOOKUP]>,
-    /// Of each length, the 16 bits behind the last of its codes, and what leads from a code to the index of its symbol.
+    /// Of each length, the 16 bits behind the last of its codes (0 if it has none), and what leads from a code to the index of its
+    /// symbol. (libjpeg's `maxcode` and `valoffset`.)
     lengths: [(u32, i32); 17],
     symbols: Vec<u8>,
 }
@@ -24,13 +25,14 @@ pub(super) struct AcCode {
 
 /// What some bits begin with.
 ///
-/// Bits 0 to 7: how many of them it takes. 8 to 11: zeros before the coefficient. 16 to 31: the coefficient, or, where its own bits
-/// are too many to be looked up, their number. 0: the code itself is too long.
+/// Bits 0 to 7: how many of them it takes. 8 to 11: zeros before the coefficient. 12: is the coefficient among them? 13: does the block
+/// end instead? 16 to 31: the coefficient, or, where its own bits are too many to be looked up, their number. 0: the code itself is too
+/// long, or there is none.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Entry(u32);
 
 impl Entry {
-    const TOO_LONG: Self = Self(0);
+    const NOT_HERE: Self = Self(0);
     const HAS_VALUE: u32 = 1 << 12;
     const ENDS_BLOCK: u32 = 1 << 13;
 
@@ -74,8 +76,8 @@ fn extend(bits: u32, count: u32) -> i32 {
 /// Two coefficients, or one, or the end of the block, also behind one.
 ///
 /// Bits 0 to 6: how many bits it takes. 7: is it the end? 8 to 15: how far it leads on in the block. 16 to 23 and 24 to 31: how far ahead
-/// the coefficients are that bits 32 to 47 and 48 to 63 hold; those that are not there are 0, where 0 is what the block holds. 0: it is
-/// not all there.
+/// the coefficients are that bits 32 to 47 and 48 to 63 hold. Those that there are not are 0 and written to where none has been
+/// yet, which changes nothing. 0: it is not all there.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Pair(u64);
 
@@ -129,7 +131,7 @@ impl Pair {
 impl Code {
     /// By how many codes there are of each length from 1 on, and their symbols; `None` if there is no such code.
     pub(super) fn new(counts: &[u8; 16], symbols: &[u8]) -> Option<Self> {
-        let mut entries = Box::new([Entry::TOO_LONG; 1 << LOOKUP]);
+        let mut entries = Box::new([Entry::NOT_HERE; 1 << LOOKUP]);
         let mut lengths = [(0, 0); 17];
         let (mut code, mut index) = (0_u32, 0);
         for (bits, &count) in (1_u32..).zip(counts) {
@@ -153,7 +155,7 @@ impl Code {
         Some(Self { entries, lengths, symbols: symbols.to_vec() })
     }
 
-    /// Could it be one for DC coefficients? They have no zeros before them, and so many bits at most.
+    /// Could it be one for DC coefficients? They have no zeros before them, and 11 bits at most.
     pub(super) fn is_for_dc(&self) -> bool {
         self.symbols.iter().all(|&symbol| symbol <= 11)
     }
@@ -244,7 +246,7 @@ impl<'d> Bits<'d> {
         if entry.is(Entry::HAS_VALUE) {
             return Some((entry.zeros(), entry.value().into(), entry.is(Entry::ENDS_BLOCK)));
         }
-        let (zeros, own_bits) = if entry == Entry::TOO_LONG {
+        let (zeros, own_bits) = if entry == Entry::NOT_HERE {
             let symbol = u32::from(self.symbol(code)?);
             (symbol >> 4, symbol & 15)
         } else {
@@ -267,7 +269,7 @@ impl<'d> Bits<'d> {
         dc: &mut i32,
         block: &mut [i16; 64],
     ) -> Option<usize> {
-        // No index is beyond a run behind the last.
+        // No index is beyond the table, nor a position beyond the block; the compiler is to see that, too.
         let position = |index: usize| usize::from(ZIGZAG[index % ZIGZAG.len()] % 64);
         self.fill();
         *dc += self.coefficient(dc_code)?.1;

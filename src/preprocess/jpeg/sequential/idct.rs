@@ -1,16 +1,17 @@
 //! Inverse discrete cosine transforms, to the same bits as those of libjpeg-turbo.
 //!
-//! Source: `jidctint.c` and `jidctred.c` of the Independent JPEG Group, and `simd/x86_64/jidctint-avx2.asm` of libjpeg-turbo, by whose
-//! widths sums overflow and results are clamped.
+//! Source: `jidctint.c` and `jidctred.c` of the Independent JPEG Group, and `simd/x86_64/jidctint-avx2.asm` of libjpeg-turbo. The one of
+//! the whole size is the same for all coefficients; the reduced ones are for those that an encoder can arrive at, others overflow
+//! otherwise.
 
 use std::arch::x86_64::*;
 
-/// Binary places of the constants.
-const PLACES: i32 = 13;
+/// Of the constants.
+const FRACTION_BITS: i32 = 13;
 
-/// A constant with so many binary places.
+/// A constant in fixed point.
 const fn fix(value: f64) -> i32 {
-    (value * (1 << PLACES) as f64 + if value < 0.0 { -0.5 } else { 0.5 }) as i32
+    (value * (1 << FRACTION_BITS) as f64 + if value < 0.0 { -0.5 } else { 0.5 }) as i32
 }
 
 /// The samples of a block of `coefficients`, of which only the first `extent` in the order of the file may be other than 0, at
@@ -31,12 +32,13 @@ pub(super) fn transform(
         return output.chunks_mut(stride).take(eighths).for_each(|row| row[..eighths].fill(sample));
     }
     let (coefficients, steps) = (coefficients.as_chunks::<8>().0, steps.as_chunks::<8>().0);
-    let rows = std::array::from_fn(|row| _mm_mullo_epi16(load(&coefficients[row]), load(&steps[row])));
+    let coefficients: [__m128i; 8] = std::array::from_fn(|row| load(&coefficients[row]));
+    let rows = std::array::from_fn(|row| _mm_mullo_epi16(coefficients[row], load(&steps[row])));
     // Along the columns, and then along the rows.
     match eighths {
         8 => {
-            let below = rows[1..].iter().fold(_mm_setzero_si128(), |any, &row| _mm_or_si128(any, row));
-            // Columns of their means are taken for such without a sum, so that other values overflow.
+            let below = coefficients[1..].iter().fold(_mm_setzero_si128(), |any, &row| _mm_or_si128(any, row));
+            // Where all columns are their means, the library spares the sums, and other values overflow.
             let columns = match _mm_testz_si128(below, below) {
                 1 => [_mm_slli_epi16::<2>(rows[0]); 8],
                 _ => whole::<11>(rows),
@@ -58,9 +60,9 @@ fn store<const SIDE: usize>(rows: [__m128i; 8], output: &mut [u8], stride: usize
     }
 }
 
-/// Along the columns; results lose so many binary places.
+/// Along the columns; results are shifted by so many bits.
 #[target_feature(enable = "avx2")]
-fn whole<const LOST: i32>(rows: [__m128i; 8]) -> [__m128i; 8] {
+fn whole<const SHIFT: i32>(rows: [__m128i; 8]) -> [__m128i; 8] {
     const C0_298: i32 = fix(0.298631336);
     const C0_390: i32 = fix(0.390180644);
     const C0_541: i32 = fix(0.541196100);
@@ -78,8 +80,8 @@ fn whole<const LOST: i32>(rows: [__m128i; 8]) -> [__m128i; 8] {
     let even = interleave(x2, x6);
     let t3 = sum_of_products(even, C0_541 + C0_765, C0_541);
     let t2 = sum_of_products(even, C0_541, C0_541 - C1_847);
-    let t0 = _mm256_slli_epi32::<PLACES>(_mm256_cvtepi16_epi32(_mm_add_epi16(x0, x4)));
-    let t1 = _mm256_slli_epi32::<PLACES>(_mm256_cvtepi16_epi32(_mm_sub_epi16(x0, x4)));
+    let t0 = _mm256_slli_epi32::<FRACTION_BITS>(_mm256_cvtepi16_epi32(_mm_add_epi16(x0, x4)));
+    let t1 = _mm256_slli_epi32::<FRACTION_BITS>(_mm256_cvtepi16_epi32(_mm_sub_epi16(x0, x4)));
     let (e0, e3) = (_mm256_add_epi32(t0, t3), _mm256_sub_epi32(t0, t3));
     let (e1, e2) = (_mm256_add_epi32(t1, t2), _mm256_sub_epi32(t1, t2));
     // Odd part.
@@ -92,7 +94,7 @@ fn whole<const LOST: i32>(rows: [__m128i; 8]) -> [__m128i; 8] {
     let o2 = _mm256_add_epi32(sum_of_products(inner, -C2_562, C3_072 - C2_562), z3);
     let o3 = _mm256_add_epi32(sum_of_products(outer, -C0_899, C1_501 - C0_899), z4);
     let both = |even: __m256i, odd: __m256i| {
-        (round::<LOST>(_mm256_add_epi32(even, odd)), round::<LOST>(_mm256_sub_epi32(even, odd)))
+        (round::<SHIFT>(_mm256_add_epi32(even, odd)), round::<SHIFT>(_mm256_sub_epi32(even, odd)))
     };
     let ((y0, y7), (y1, y6)) = (both(e0, o3), both(e1, o2));
     let ((y2, y5), (y3, y4)) = (both(e2, o1), both(e3, o0));
@@ -101,8 +103,8 @@ fn whole<const LOST: i32>(rows: [__m128i; 8]) -> [__m128i; 8] {
 
 /// Half as many results as there are rows.
 #[target_feature(enable = "avx2")]
-fn half<const LOST: i32>([x0, x1, x2, x3, _, x5, x6, x7]: [__m128i; 8]) -> [__m128i; 8] {
-    let mean = _mm256_slli_epi32::<{ PLACES + 1 }>(_mm256_cvtepi16_epi32(x0));
+fn half<const SHIFT: i32>([x0, x1, x2, x3, _, x5, x6, x7]: [__m128i; 8]) -> [__m128i; 8] {
+    let mean = _mm256_slli_epi32::<{ FRACTION_BITS + 1 }>(_mm256_cvtepi16_epi32(x0));
     let even = sum_of_products(interleave(x2, x6), fix(1.847759065), fix(-0.765366865));
     let (e0, e1) = (_mm256_add_epi32(mean, even), _mm256_sub_epi32(mean, even));
     let (a, b) = (interleave(x1, x3), interleave(x5, x7));
@@ -110,27 +112,27 @@ fn half<const LOST: i32>([x0, x1, x2, x3, _, x5, x6, x7]: [__m128i; 8]) -> [__m1
         |c1, c3, c5, c7| _mm256_add_epi32(sum_of_products(a, fix(c1), fix(c3)), sum_of_products(b, fix(c5), fix(c7)));
     let o0 = odd(2.562915447, 0.899976223, -0.601344887, -0.509795579);
     let o1 = odd(1.061594337, -2.172734803, 1.451774981, -0.211164243);
-    let (y0, y3) = (round::<LOST>(_mm256_add_epi32(e0, o0)), round::<LOST>(_mm256_sub_epi32(e0, o0)));
-    let (y1, y2) = (round::<LOST>(_mm256_add_epi32(e1, o1)), round::<LOST>(_mm256_sub_epi32(e1, o1)));
+    let (y0, y3) = (round::<SHIFT>(_mm256_add_epi32(e0, o0)), round::<SHIFT>(_mm256_sub_epi32(e0, o0)));
+    let (y1, y2) = (round::<SHIFT>(_mm256_add_epi32(e1, o1)), round::<SHIFT>(_mm256_sub_epi32(e1, o1)));
     let none = _mm_setzero_si128();
     [y0, y1, y2, y3, none, none, none, none]
 }
 
 /// A quarter as many.
 #[target_feature(enable = "avx2")]
-fn quarter<const LOST: i32>([x0, x1, _, x3, _, x5, _, x7]: [__m128i; 8]) -> [__m128i; 8] {
-    let even = _mm256_slli_epi32::<{ PLACES + 2 }>(_mm256_cvtepi16_epi32(x0));
+fn quarter<const SHIFT: i32>([x0, x1, _, x3, _, x5, _, x7]: [__m128i; 8]) -> [__m128i; 8] {
+    let even = _mm256_slli_epi32::<{ FRACTION_BITS + 2 }>(_mm256_cvtepi16_epi32(x0));
     let low = sum_of_products(interleave(x1, x3), fix(3.624509785), fix(-1.272758580));
     let odd = _mm256_add_epi32(low, sum_of_products(interleave(x5, x7), fix(0.850430095), fix(-0.720959822)));
     let none = _mm_setzero_si128();
-    let (y0, y1) = (round::<LOST>(_mm256_add_epi32(even, odd)), round::<LOST>(_mm256_sub_epi32(even, odd)));
+    let (y0, y1) = (round::<SHIFT>(_mm256_add_epi32(even, odd)), round::<SHIFT>(_mm256_sub_epi32(even, odd)));
     [y0, y1, none, none, none, none, none, none]
 }
 
-/// Without so many binary places, clamped.
+/// Shifted by so many bits, rounded and clamped.
 #[target_feature(enable = "avx2")]
-fn round<const LOST: i32>(values: __m256i) -> __m128i {
-    let rounded = _mm256_srai_epi32::<LOST>(_mm256_add_epi32(values, _mm256_set1_epi32(1 << (LOST - 1))));
+fn round<const SHIFT: i32>(values: __m256i) -> __m128i {
+    let rounded = _mm256_srai_epi32::<SHIFT>(_mm256_add_epi32(values, _mm256_set1_epi32(1 << (SHIFT - 1))));
     _mm_packs_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256::<1>(rounded))
 }
 

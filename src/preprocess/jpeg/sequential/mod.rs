@@ -11,7 +11,7 @@ mod planes;
 use image::RgbImage;
 
 use self::frame::Frame;
-use self::planes::{Layout, Part, Planes};
+use self::planes::{Layout, Part};
 use super::reduction;
 use crate::preprocess::container::Outline;
 use crate::preprocess::decode::{Decoded, Demand};
@@ -36,7 +36,7 @@ fn decode_with_avx2(bytes: &[u8], outline: &Outline<'_>, demand: &impl Demand) -
     let (width, height) = layout.size;
     let cut = demand.margins(outline.size, (width as u32, height as u32));
     let part = Part { rows: cut.top..height - cut.bottom, columns: cut.sides..width - cut.sides };
-    let pixels = Planes::decode(&layout, &frame, &part)?.into_rgb(&layout, &part);
+    let pixels = planes::decode(&layout, &frame, &part)?;
     let pixels = RgbImage::from_raw(part.columns.len() as u32, part.rows.len() as u32, pixels)?;
     Some(Decoded { pixels, cut, size: outline.size })
 }

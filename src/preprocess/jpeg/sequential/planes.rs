@@ -1,4 +1,4 @@
-//! A picture's components as they are stored, with the samples that are needed of each.
+//! A picture's components, decoded and turned into pixels a row of minimum coded units after the other.
 
 use std::ops::Range;
 
@@ -67,36 +67,80 @@ impl Layout {
     }
 }
 
-/// The samples that are needed for a part of a picture: luma, blue and red.
-pub(super) struct Planes {
+/// The newest two rows of minimum coded units, which take turns in one place: luma, blue and red.
+struct Planes<'l> {
+    layout: &'l Layout,
     samples: Vec<u8>,
     /// Where each begins, and the length of its rows.
     places: [(usize, usize); 3],
-    /// The picture's first row of minimum coded units that is there.
-    first: usize,
+    /// Rows of both, less one: a mask of rows, as they are a power of two.
+    mask: [usize; 3],
+    /// Chroma as large as luma.
+    upsampled: [Upsampled; 2],
 }
 
-impl Planes {
-    /// Decodes what is needed for the part, in memory of [`buffer`]; `None` if the data is damaged, as far as it is read.
-    #[target_feature(enable = "avx2")]
-    pub(super) fn decode(layout: &Layout, frame: &Frame<'_>, part: &Part) -> Option<Self> {
+impl<'l> Planes<'l> {
+    fn new(layout: &'l Layout) -> Self {
         let Layout { luma_block, chroma_block, sampling, units, .. } = *layout;
-        let (rows, columns) = layout.units_of(part);
-        let codes = frame.codes()?;
-        let [luma, blue, red] = &frame.components;
-        let codes = [codes.of(luma)?, codes.of(blue)?, codes.of(red)?];
+        let rows = [2 * sampling.1 * luma_block, 2 * chroma_block];
         let strides = (units.0 * sampling.0 * luma_block, units.0 * chroma_block);
-        let of_luma = strides.0 * sampling.1 * luma_block * rows.len();
-        let of_chroma = strides.1 * chroma_block * rows.len();
+        let (of_luma, of_chroma) = (strides.0 * rows[0], strides.1 * rows[1]);
         let places = [(0, strides.0), (of_luma, strides.1), (of_luma + of_chroma, strides.1)];
-        let mut samples = buffer::take(of_luma + 2 * of_chroma);
-        let mut data = frame.data;
-        let mut interval = buffer::take(data.len());
-        let mut marker = unstuff(&mut data, &mut interval)?;
-        let mut bits = Bits::new(&interval);
-        let (mut dc, mut coefficients) = ([0; 3], [0; 64]);
-        let mut restarts = 0;
-        for unit in 0..units.0 * rows.end {
+        let samples = buffer::take(of_luma + 2 * of_chroma);
+        let mask = [rows[0] - 1, rows[1] - 1, rows[1] - 1];
+        Self { layout, samples, places, mask, upsampled: Default::default() }
+    }
+
+    /// The samples from the given on, and the length of a row.
+    fn place(&mut self, plane: usize, row: usize, column: usize) -> (&mut [u8], usize) {
+        let (start, stride) = self.places[plane];
+        (&mut self.samples[start + (row & self.mask[plane]) * stride + column..], stride)
+    }
+
+    /// The pixels of a row of the picture, of which the samples and those of its neighbours are there.
+    #[target_feature(enable = "avx2")]
+    fn convert(&mut self, row: usize, columns: &Range<usize>, pixels: &mut [u8]) {
+        let Self { layout, samples, places, mask, upsampled } = self;
+        let Layout { size, upsampling, .. } = **layout;
+        let row_of = |plane: usize, row: usize| {
+            let (start, stride) = places[plane];
+            &samples[start + (row & mask[plane]) * stride..][..stride]
+        };
+        let luma = &row_of(0, row)[columns.clone()];
+        if upsampling == (1, 1) {
+            return to_rgb(luma, &row_of(1, row)[columns.clone()], &row_of(2, row)[columns.clone()], pixels);
+        }
+        let near = row / upsampling.1;
+        let last = size.1.div_ceil(upsampling.1) - 1;
+        let far = if row.is_multiple_of(2) { near.saturating_sub(1) } else { (near + 1).min(last) };
+        let chroma = |plane: usize, row: usize| &row_of(plane, row)[..size.0.div_ceil(upsampling.0)];
+        for (plane, upsampled) in (1..).zip(&mut *upsampled) {
+            upsampled.fill(chroma(plane, near), (upsampling.1 > 1).then(|| chroma(plane, far)), columns);
+        }
+        let [blue, red] = &*upsampled;
+        to_rgb(luma, blue.samples(columns), red.samples(columns), pixels);
+    }
+}
+
+/// The part's pixels, row by row, in memory of [`buffer`]; `None` if the data is damaged, as far as it is read.
+#[target_feature(enable = "avx2")]
+pub(super) fn decode(layout: &Layout, frame: &Frame<'_>, part: &Part) -> Option<Vec<u8>> {
+    let Layout { luma_block, chroma_block, sampling, upsampling, units, .. } = *layout;
+    let (rows, columns) = layout.units_of(part);
+    let codes = frame.codes()?;
+    let [luma, blue, red] = &frame.components;
+    let codes = [codes.of(luma)?, codes.of(blue)?, codes.of(red)?];
+    let mut planes = Planes::new(layout);
+    let mut pixels = buffer::take(part.rows.len() * part.columns.len() * 3);
+    let mut targets = part.rows.clone().zip(pixels.chunks_exact_mut(part.columns.len() * 3)).peekable();
+    let mut data = frame.data;
+    let mut interval = buffer::take(data.len());
+    let mut marker = unstuff(&mut data, &mut interval)?;
+    let mut bits = Bits::new(&interval);
+    let (mut dc, mut coefficients, mut restarts) = ([0; 3], [0; 64], 0);
+    for row in 0..rows.end {
+        for column in 0..units.0 {
+            let unit = row * units.0 + column;
             if frame.restart_interval > 0 && unit > 0 && unit % frame.restart_interval == 0 {
                 // Whole bytes that are left are damage.
                 if bits.left()? >= 8 || marker != RESTART + restarts {
@@ -106,22 +150,15 @@ impl Planes {
                 bits = Bits::new(&interval);
                 (dc, restarts) = ([0; 3], (restarts + 1) % 8);
             }
-            let (row, column) = (unit / units.0, unit % units.0);
-            if column == 0 {
-                // What is missing is not made up for the rest of the picture.
-                bits.left()?;
-            }
             let is_needed = rows.contains(&row) && columns.contains(&column);
-            for (component, &(start, stride)) in places.iter().enumerate() {
-                let (side, (across, down)) =
-                    if component == 0 { (luma_block, sampling) } else { (chroma_block, (1, 1)) };
+            for (plane, component) in frame.components.iter().enumerate() {
+                let (side, (across, down)) = if plane == 0 { (luma_block, sampling) } else { (chroma_block, (1, 1)) };
                 for index in 0..across * down {
-                    let extent = bits.block(codes[component], &mut dc[component], &mut coefficients)?;
+                    let extent = bits.block(codes[plane], &mut dc[plane], &mut coefficients)?;
                     if is_needed {
-                        let top = ((row - rows.start) * down + index / across) * side;
-                        let left = (column * across + index % across) * side;
-                        let place = &mut samples[start + top * stride + left..];
-                        transform(&coefficients, &frame.components[component].steps, extent, side, place, stride);
+                        let (top, left) = (row * down + index / across, column * across + index % across);
+                        let (place, stride) = planes.place(plane, top * side, left * side);
+                        transform(&coefficients, &component.steps, extent, side, place, stride);
                     }
                     if extent > 1 {
                         coefficients.fill(0);
@@ -129,40 +166,18 @@ impl Planes {
                 }
             }
         }
-        if bits.left().is_none() || rows.end == units.1 && marker != END_OF_IMAGE {
-            return None;
+        // What is missing is not made up for the rest of the picture.
+        bits.left()?;
+        // The last row's neighbour comes with the next units.
+        let is_there = (row + 1) * sampling.1 * luma_block - usize::from(upsampling.1 > 1 && row + 1 < units.1);
+        while let Some((row, target)) = targets.next_if(|(target, _)| *target < is_there) {
+            planes.convert(row, &part.columns, target);
         }
-        buffer::give_back(interval);
-        Some(Self { samples, places, first: rows.start })
     }
-
-    /// The part's pixels, row by row, in memory of [`buffer`].
-    #[target_feature(enable = "avx2")]
-    pub(super) fn into_rgb(self, layout: &Layout, Part { rows, columns }: &Part) -> Vec<u8> {
-        let Layout { luma_block, chroma_block, sampling, upsampling, .. } = *layout;
-        let chroma_size = (layout.size.0.div_ceil(upsampling.0), layout.size.1.div_ceil(upsampling.1));
-        let first = [luma_block * sampling.1, chroma_block, chroma_block].map(|rows| rows * self.first);
-        let row_of = |plane: usize, row: usize| {
-            let (start, stride) = self.places[plane];
-            &self.samples[start + (row - first[plane]) * stride..][..stride]
-        };
-        let mut pixels = buffer::take(rows.len() * columns.len() * 3);
-        let (mut blue, mut red) = (Upsampled::default(), Upsampled::default());
-        for (row, target) in rows.clone().zip(pixels.chunks_exact_mut(columns.len() * 3)) {
-            let luma = &row_of(0, row)[columns.clone()];
-            if upsampling == (1, 1) {
-                to_rgb(luma, &row_of(1, row)[columns.clone()], &row_of(2, row)[columns.clone()], target);
-                continue;
-            }
-            let near = row / upsampling.1;
-            let far = if row % 2 == 0 { near.saturating_sub(1) } else { (near + 1).min(chroma_size.1 - 1) };
-            let chroma = |plane: usize, row: usize| &row_of(plane, row)[..chroma_size.0];
-            let neighbour = |plane: usize| (upsampling.1 > 1).then(|| chroma(plane, far));
-            blue.fill(chroma(1, near), neighbour(1), columns);
-            red.fill(chroma(2, near), neighbour(2), columns);
-            to_rgb(luma, blue.samples(columns), red.samples(columns), target);
-        }
-        buffer::give_back(self.samples);
-        pixels
+    if rows.end == units.1 && marker != END_OF_IMAGE {
+        return None;
     }
+    buffer::give_back(interval);
+    buffer::give_back(planes.samples);
+    Some(pixels)
 }

@@ -67,15 +67,15 @@ impl Layout {
     }
 }
 
-/// The newest two rows of minimum coded units, which take turns in one place: luma, blue and red.
+/// Planes of luma, blue and red, with the newest two rows of minimum coded units, which take turns in one place.
 struct Planes<'l> {
     layout: &'l Layout,
     samples: Vec<u8>,
-    /// Where each begins, and the length of its rows.
+    /// Where each plane begins, and the length of its rows.
     places: [(usize, usize); 3],
-    /// Rows of both, less one: a mask of rows, as they are a power of two.
-    mask: [usize; 3],
-    /// Chroma as large as luma.
+    /// For each, one less than the rows that are there, a power of two: `row & mask` is where a row of the picture lies.
+    masks: [usize; 3],
+    /// A row of blue and of red, as wide as luma.
     upsampled: [Upsampled; 2],
 }
 
@@ -87,29 +87,30 @@ impl<'l> Planes<'l> {
         let (of_luma, of_chroma) = (strides.0 * rows[0], strides.1 * rows[1]);
         let places = [(0, strides.0), (of_luma, strides.1), (of_luma + of_chroma, strides.1)];
         let samples = buffer::take(of_luma + 2 * of_chroma);
-        let mask = [rows[0] - 1, rows[1] - 1, rows[1] - 1];
-        Self { layout, samples, places, mask, upsampled: Default::default() }
+        let masks = [rows[0] - 1, rows[1] - 1, rows[1] - 1];
+        Self { layout, samples, places, masks, upsampled: Default::default() }
     }
 
-    /// The samples from the given on, and the length of a row.
+    /// The samples from one of the picture's rows and columns on, and the length of a row.
     fn place(&mut self, plane: usize, row: usize, column: usize) -> (&mut [u8], usize) {
         let (start, stride) = self.places[plane];
-        (&mut self.samples[start + (row & self.mask[plane]) * stride + column..], stride)
+        (&mut self.samples[start + (row & self.masks[plane]) * stride + column..], stride)
     }
 
     /// The pixels of a row of the picture, of which the samples and those of its neighbours are there.
     #[target_feature(enable = "avx2")]
     fn convert(&mut self, row: usize, columns: &Range<usize>, pixels: &mut [u8]) {
-        let Self { layout, samples, places, mask, upsampled } = self;
+        let Self { layout, samples, places, masks, upsampled } = self;
         let Layout { size, upsampling, .. } = **layout;
         let row_of = |plane: usize, row: usize| {
             let (start, stride) = places[plane];
-            &samples[start + (row & mask[plane]) * stride..][..stride]
+            &samples[start + (row & masks[plane]) * stride..][..stride]
         };
         let luma = &row_of(0, row)[columns.clone()];
         if upsampling == (1, 1) {
             return to_rgb(luma, &row_of(1, row)[columns.clone()], &row_of(2, row)[columns.clone()], pixels);
         }
+        // The row of chroma that it lies in, and the one that is next to it where there are half as many.
         let near = row / upsampling.1;
         let last = size.1.div_ceil(upsampling.1) - 1;
         let far = if row.is_multiple_of(2) { near.saturating_sub(1) } else { (near + 1).min(last) };
@@ -168,11 +169,15 @@ pub(super) fn decode(layout: &Layout, frame: &Frame<'_>, part: &Part) -> Option<
         }
         // What is missing is not made up for the rest of the picture.
         bits.left()?;
-        // The last row's neighbour comes with the next units.
-        let is_there = (row + 1) * sampling.1 * luma_block - usize::from(upsampling.1 > 1 && row + 1 < units.1);
-        while let Some((row, target)) = targets.next_if(|(target, _)| *target < is_there) {
-            planes.convert(row, &part.columns, target);
+        // The last of them is made of chroma of the next units, too.
+        let complete = (row + 1) * sampling.1 * luma_block - usize::from(upsampling.1 > 1 && row + 1 < units.1);
+        while let Some((pixel_row, target)) = targets.next_if(|&(pixel_row, _)| pixel_row < complete) {
+            planes.convert(pixel_row, &part.columns, target);
         }
+    }
+    // What was not written to is of another picture.
+    if targets.next().is_some() {
+        return None;
     }
     if rows.end == units.1 && marker != END_OF_IMAGE {
         return None;

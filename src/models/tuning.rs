@@ -121,10 +121,12 @@ pub(super) const LIKELY_COMPANY: usize = 16;
 /// does as many images a second one by one.
 const COMPANY_GAIN: f64 = 0.25;
 
-/// What is expected in arithmetic other than f32, and taken for granted unless measurements speak against it by as much: that it is faster than
-/// f32, that a batch of up to [`LIKELY_BATCH`] does more than a smaller one, because matrix units want many rows, and that all cores together
-/// are faster with few items. Three servers that were started on two cores at once disturbed each other so that one took f32, which did half. On Xeons that have such units, servers that took turns did 1.1 (EfficientNet-Lite0) to 1.9 times (CLIP) as much with batches of four
-/// as with single items; in disturbed hours, tuning saw 0.92 for the former and 0.82 for ResNet-50, which does 1.4 times as much.
+/// What is expected in arithmetic other than f32, and taken for granted unless measurements speak against it by as much: that it is faster
+/// than f32, that a batch of up to [`LIKELY_BATCH`] does more than a smaller one, because matrix units want many rows, and that all cores
+/// together are faster with few items. Three servers that were started on two cores at once disturbed each other so that one took f32,
+/// which did half. On Xeons that have such units, servers that took turns did 1.1 (EfficientNet-Lite0) to 1.9 times (CLIP) as much with
+/// batches of four as with single items; in disturbed hours, tuning saw 0.92 for the former and 0.82 for ResNet-50, which does 1.4 times as
+/// much.
 const EXPECTED_GAIN: f64 = 0.25;
 
 /// Runs of this many milliseconds are only made longer where that has paid so far, see [`gains_end`].

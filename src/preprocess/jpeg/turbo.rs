@@ -21,8 +21,7 @@ pub(in crate::preprocess) fn decodes_rows(outline: &Outline<'_>, needed: (u32, u
     outline.scans == 1 && smallest_scale(outline.size, needed) == ScalingFactor::ONE
 }
 
-/// Decodes the pixels of a JPEG whose outline has been checked, as stored, not turned upright: at the smallest scale that leaves no
-/// side shorter than demanded, without the margins for which there is no demand. What is wrong below what is demanded goes unseen.
+/// [`super::decode`], of all JPEGs.
 pub(in crate::preprocess) fn decode(
     bytes: &[u8],
     outline: &Outline<'_>,

@@ -57,7 +57,7 @@ pub(super) static ZIGZAG: [u8; 128] = {
 };
 
 impl<'b> Frame<'b> {
-    /// Reads the markers up to the scan's data; `None` for what is not as nearly all photos have it.
+    /// Reads the markers up to the scan's data; `None` for what is not as cameras write it.
     pub(super) fn read(bytes: &'b [u8]) -> Option<Self> {
         let mut rest = bytes.get(2..)?;
         let mut steps = [None; 4];

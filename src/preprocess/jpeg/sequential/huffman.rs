@@ -138,13 +138,14 @@ impl Code {
             let (end, to_index) = &mut lengths[bits as usize];
             *to_index = index as i32 - code as i32;
             for _ in 0..count {
+                let symbol = *symbols.get(index)?;
                 // All 1s are no code.
                 if code + 1 >= 1 << bits {
                     return None;
                 }
                 if let Some(unread) = LOOKUP.checked_sub(bits) {
                     for (behind, entry) in (0..).zip(&mut entries[(code << unread) as usize..][..1 << unread]) {
-                        *entry = Entry::new(*symbols.get(index)?, bits, behind);
+                        *entry = Entry::new(symbol, bits, behind);
                     }
                 }
                 (code, index) = (code + 1, index + 1);

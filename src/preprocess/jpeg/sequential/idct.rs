@@ -93,11 +93,8 @@ fn whole<const SHIFT: i32>(rows: [__m128i; 8]) -> [__m128i; 8] {
     let o1 = _mm256_add_epi32(sum_of_products(inner, C2_053 - C2_562, -C2_562), z4);
     let o2 = _mm256_add_epi32(sum_of_products(inner, -C2_562, C3_072 - C2_562), z3);
     let o3 = _mm256_add_epi32(sum_of_products(outer, -C0_899, C1_501 - C0_899), z4);
-    let both = |even: __m256i, odd: __m256i| {
-        (round::<SHIFT>(_mm256_add_epi32(even, odd)), round::<SHIFT>(_mm256_sub_epi32(even, odd)))
-    };
-    let ((y0, y7), (y1, y6)) = (both(e0, o3), both(e1, o2));
-    let ((y2, y5), (y3, y4)) = (both(e2, o1), both(e3, o0));
+    let ((y0, y7), (y1, y6)) = (both::<SHIFT>(e0, o3), both::<SHIFT>(e1, o2));
+    let ((y2, y5), (y3, y4)) = (both::<SHIFT>(e2, o1), both::<SHIFT>(e3, o0));
     [y0, y1, y2, y3, y4, y5, y6, y7]
 }
 
@@ -112,8 +109,7 @@ fn half<const SHIFT: i32>([x0, x1, x2, x3, _, x5, x6, x7]: [__m128i; 8]) -> [__m
         |c1, c3, c5, c7| _mm256_add_epi32(sum_of_products(a, fix(c1), fix(c3)), sum_of_products(b, fix(c5), fix(c7)));
     let o0 = odd(2.562915447, 0.899976223, -0.601344887, -0.509795579);
     let o1 = odd(1.061594337, -2.172734803, 1.451774981, -0.211164243);
-    let (y0, y3) = (round::<SHIFT>(_mm256_add_epi32(e0, o0)), round::<SHIFT>(_mm256_sub_epi32(e0, o0)));
-    let (y1, y2) = (round::<SHIFT>(_mm256_add_epi32(e1, o1)), round::<SHIFT>(_mm256_sub_epi32(e1, o1)));
+    let ((y0, y3), (y1, y2)) = (both::<SHIFT>(e0, o0), both::<SHIFT>(e1, o1));
     let none = _mm_setzero_si128();
     [y0, y1, y2, y3, none, none, none, none]
 }
@@ -125,8 +121,14 @@ fn quarter<const SHIFT: i32>([x0, x1, _, x3, _, x5, _, x7]: [__m128i; 8]) -> [__
     let low = sum_of_products(interleave(x1, x3), fix(3.624509785), fix(-1.272758580));
     let odd = _mm256_add_epi32(low, sum_of_products(interleave(x5, x7), fix(0.850430095), fix(-0.720959822)));
     let none = _mm_setzero_si128();
-    let (y0, y1) = (round::<SHIFT>(_mm256_add_epi32(even, odd)), round::<SHIFT>(_mm256_sub_epi32(even, odd)));
+    let (y0, y1) = both::<SHIFT>(even, odd);
     [y0, y1, none, none, none, none, none, none]
+}
+
+/// Sum and difference of an even and an odd part, which lie opposite each other.
+#[target_feature(enable = "avx2")]
+fn both<const SHIFT: i32>(even: __m256i, odd: __m256i) -> (__m128i, __m128i) {
+    (round::<SHIFT>(_mm256_add_epi32(even, odd)), round::<SHIFT>(_mm256_sub_epi32(even, odd)))
 }
 
 /// Shifted by so many bits, rounded and clamped.

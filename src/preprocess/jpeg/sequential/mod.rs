@@ -77,20 +77,15 @@ mod tests {
         true
     }
 
-    /// Does the processor have what it takes?
-    fn is_available() -> bool {
-        simd::is_available()
-    }
-
     #[test]
     fn fixtures_are_decoded_as_by_the_library_or_left_to_it() {
-        let jpegs = fixtures().filter(|(file, _)| is_available() && file.ends_with(".jpg"));
+        let jpegs = fixtures().filter(|(file, _)| simd::is_available() && file.ends_with(".jpg"));
         let others = jpegs.filter(|(_, bytes)| !is_decoded(bytes, &EVERYTHING)).map(|(file, _)| file);
         let mut others: Vec<_> = others.collect();
         others.sort_unstable();
         let wanted =
             [["411", "420_column", "420_progressive", "440", "441"], ["cmyk", "cmyk_white", "gray", "rgb", "ycck"]];
-        let wanted = wanted.as_flattened().iter().filter(|_| is_available()).map(|name| format!("{name}.jpg"));
+        let wanted = wanted.as_flattened().iter().filter(|_| simd::is_available()).map(|name| format!("{name}.jpg"));
         assert_eq!(others, wanted.collect::<Vec<_>>());
     }
 
@@ -127,7 +122,7 @@ mod tests {
             (&adobe(1, &other_ids), true),
         ];
         for (index, (bytes, is_ours)) in cases.into_iter().enumerate() {
-            assert_eq!(is_decoded(bytes, &EVERYTHING), is_ours && is_available(), "case {index}");
+            assert_eq!(is_decoded(bytes, &EVERYTHING), is_ours && simd::is_available(), "case {index}");
         }
     }
 
@@ -162,7 +157,7 @@ mod tests {
         for (size, margins) in [((80, 64), (0, 0, 0)), ((80, 64), (9, 20, 30)), ((20, 16), (2, 3, 5))] {
             let (sides, top, bottom) = margins;
             let asked = Asked(size, Margins { sides, top, bottom });
-            assert_eq!(is_decoded(&bytes, &asked), is_available(), "{size:?}");
+            assert_eq!(is_decoded(&bytes, &asked), simd::is_available(), "{size:?}");
         }
         let mut lost = bytes;
         let at = lost.windows(2).position(|window| window == [0xff, 0xd3]).unwrap();
@@ -177,7 +172,7 @@ mod tests {
         (table[0], table[1], table[3], table[4], table[5]) = (0xff, 0xc4, 20, 0x13, 1);
         let bytes = [&photo[..2], &table.repeat(500_000), &photo[2..]].concat();
         let started = std::time::Instant::now();
-        assert_eq!(is_decoded(&bytes, &EVERYTHING), is_available());
+        assert_eq!(is_decoded(&bytes, &EVERYTHING), simd::is_available());
         // To build one takes microseconds, and a multiple of that in a build for tests.
         assert!(started.elapsed() < std::time::Duration::from_secs(5));
     }
@@ -227,7 +222,7 @@ mod tests {
                 Subsamp::Sub2x1 => eighths < 8 || width <= 4,
                 _ => eighths == 8 && width <= 4,
             };
-            prop_assert_eq!(is_decoded(&bytes, &Asked(size.into(), margins)), is_available() && !is_for_library);
+            prop_assert_eq!(is_decoded(&bytes, &Asked(size.into(), margins)), simd::is_available() && !is_for_library);
         }
     }
 }

@@ -55,6 +55,11 @@ impl Layout {
         Some(Self { size, luma_block: eighths, chroma_block, sampling, upsampling, units })
     }
 
+    /// Of a plane of luma (0) or chroma, the samples at the side of a block, and its blocks in a minimum coded unit.
+    fn blocks(&self, plane: usize) -> (usize, (usize, usize)) {
+        if plane == 0 { (self.luma_block, self.sampling) } else { (self.chroma_block, (1, 1)) }
+    }
+
     /// The rows and columns of minimum coded units that are needed for a part: upsampled ones are made of their neighbours, too.
     fn units_of(&self, part: &Part) -> (Range<usize>, Range<usize>) {
         let units_of = |pixels: &Range<usize>, sampling: usize, upsampling: usize, units: usize| {
@@ -67,71 +72,82 @@ impl Layout {
     }
 }
 
-/// Planes of luma, blue and red, with the newest two rows of minimum coded units, which take turns in one place.
-struct Planes<'l> {
-    layout: &'l Layout,
+/// The newest two rows of minimum coded units of luma, blue and red, which take turns in one place.
+struct Planes {
     samples: Vec<u8>,
-    /// Where each plane begins, and the length of its rows.
-    places: [(usize, usize); 3],
-    /// For each, one less than the rows that are there, a power of two: `row & mask` is where a row of the picture lies.
-    masks: [usize; 3],
-    /// A row of blue and of red, as wide as luma.
-    upsampled: [Upsampled; 2],
+    planes: [Plane; 3],
 }
 
-impl<'l> Planes<'l> {
-    fn new(layout: &'l Layout) -> Self {
-        let Layout { luma_block, chroma_block, sampling, units, .. } = *layout;
-        let rows = [2 * sampling.1 * luma_block, 2 * chroma_block];
-        let strides = (units.0 * sampling.0 * luma_block, units.0 * chroma_block);
-        let (of_luma, of_chroma) = (strides.0 * rows[0], strides.1 * rows[1]);
-        let places = [(0, strides.0), (of_luma, strides.1), (of_luma + of_chroma, strides.1)];
-        let samples = buffer::take(of_luma + 2 * of_chroma);
-        let masks = [rows[0] - 1, rows[1] - 1, rows[1] - 1];
-        Self { layout, samples, places, masks, upsampled: Default::default() }
+/// One of them.
+struct Plane {
+    /// Where it begins.
+    start: usize,
+    /// The length of a row.
+    stride: usize,
+    /// One less than the rows that are there, a power of two: `row & mask` is where a row of the picture lies.
+    mask: usize,
+}
+
+impl Planes {
+    fn new(layout: &Layout) -> Self {
+        let mut length = 0;
+        let planes = [0, 1, 2].map(|plane| {
+            let (side, (across, down)) = layout.blocks(plane);
+            let (start, stride, rows) = (length, layout.units.0 * across * side, 2 * down * side);
+            length += stride * rows;
+            Plane { start, stride, mask: rows - 1 }
+        });
+        Self { samples: buffer::take(length), planes }
     }
 
-    /// The samples from one of the picture's rows and columns on, and the length of a row.
-    fn place(&mut self, plane: usize, row: usize, column: usize) -> (&mut [u8], usize) {
-        let (start, stride) = self.places[plane];
-        (&mut self.samples[start + (row & self.masks[plane]) * stride + column..], stride)
+    /// Where one of the picture's rows begins, and its length.
+    fn place(&self, plane: usize, row: usize) -> (usize, usize) {
+        let Plane { start, stride, mask } = self.planes[plane];
+        (start + (row & mask) * stride, stride)
     }
 
-    /// The pixels of a row of the picture, of which the samples and those of its neighbours are there.
+    fn row(&self, plane: usize, row: usize) -> &[u8] {
+        let (start, stride) = self.place(plane, row);
+        &self.samples[start..][..stride]
+    }
+
+    /// The pixels of a row of the picture, of which the samples and those of its neighbours are there; `upsampled` takes its chroma.
     #[target_feature(enable = "avx2")]
-    fn convert(&mut self, row: usize, columns: &Range<usize>, pixels: &mut [u8]) {
-        let Self { layout, samples, places, masks, upsampled } = self;
-        let Layout { size, upsampling, .. } = **layout;
-        let row_of = |plane: usize, row: usize| {
-            let (start, stride) = places[plane];
-            &samples[start + (row & masks[plane]) * stride..][..stride]
-        };
-        let luma = &row_of(0, row)[columns.clone()];
+    fn convert(
+        &self,
+        layout: &Layout,
+        row: usize,
+        columns: &Range<usize>,
+        upsampled: &mut [Upsampled; 2],
+        pixels: &mut [u8],
+    ) {
+        let Layout { size, upsampling, .. } = *layout;
+        let part = |plane: usize| &self.row(plane, row)[columns.clone()];
         if upsampling == (1, 1) {
-            return to_rgb(luma, &row_of(1, row)[columns.clone()], &row_of(2, row)[columns.clone()], pixels);
+            return to_rgb(part(0), part(1), part(2), pixels);
         }
         // The row of chroma that it lies in, and the one that is next to it where there are half as many.
         let near = row / upsampling.1;
         let last = size.1.div_ceil(upsampling.1) - 1;
         let far = if row.is_multiple_of(2) { near.saturating_sub(1) } else { (near + 1).min(last) };
-        let chroma = |plane: usize, row: usize| &row_of(plane, row)[..size.0.div_ceil(upsampling.0)];
+        let chroma = |plane: usize, row: usize| &self.row(plane, row)[..size.0.div_ceil(upsampling.0)];
         for (plane, upsampled) in (1..).zip(&mut *upsampled) {
             upsampled.fill(chroma(plane, near), (upsampling.1 > 1).then(|| chroma(plane, far)), columns);
         }
-        let [blue, red] = &*upsampled;
-        to_rgb(luma, blue.samples(columns), red.samples(columns), pixels);
+        let [blue, red] = upsampled;
+        to_rgb(part(0), blue.samples(columns), red.samples(columns), pixels);
     }
 }
 
 /// The part's pixels, row by row, in memory of [`buffer`]; `None` if the data is damaged, as far as it is read.
 #[target_feature(enable = "avx2")]
 pub(super) fn decode(layout: &Layout, frame: &Frame<'_>, part: &Part) -> Option<Vec<u8>> {
-    let Layout { luma_block, chroma_block, sampling, upsampling, units, .. } = *layout;
+    let Layout { luma_block, sampling, upsampling, units, .. } = *layout;
     let (rows, columns) = layout.units_of(part);
     let codes = frame.codes()?;
     let [luma, blue, red] = &frame.components;
     let codes = [codes.of(luma)?, codes.of(blue)?, codes.of(red)?];
-    let mut planes = Planes::new(layout);
+    let (mut planes, mut upsampled) = (Planes::new(layout), Default::default());
     let mut pixels = buffer::take(part.rows.len() * part.columns.len() * 3);
     let mut targets = part.rows.clone().zip(pixels.chunks_exact_mut(part.columns.len() * 3)).peekable();
     let mut data = frame.data;
@@ -153,12 +169,13 @@ pub(super) fn decode(layout: &Layout, frame: &Frame<'_>, part: &Part) -> Option<
             }
             let is_needed = rows.contains(&row) && columns.contains(&column);
             for (plane, component) in frame.components.iter().enumerate() {
-                let (side, (across, down)) = if plane == 0 { (luma_block, sampling) } else { (chroma_block, (1, 1)) };
+                let (side, (across, down)) = layout.blocks(plane);
                 for index in 0..across * down {
                     let extent = bits.block(codes[plane], &mut dc[plane], &mut coefficients)?;
                     if is_needed {
                         let (top, left) = (row * down + index / across, column * across + index % across);
-                        let (place, stride) = planes.place(plane, top * side, left * side);
+                        let (start, stride) = planes.place(plane, top * side);
+                        let place = &mut planes.samples[start + left * side..];
                         transform(&coefficients, &component.steps, extent, side, place, stride);
                     }
                     if extent > 1 {
@@ -172,7 +189,7 @@ pub(super) fn decode(layout: &Layout, frame: &Frame<'_>, part: &Part) -> Option<
         // The last of them is made of chroma of the next units, too.
         let complete = (row + 1) * sampling.1 * luma_block - usize::from(upsampling.1 > 1 && row + 1 < units.1);
         while let Some((pixel_row, target)) = targets.next_if(|&(pixel_row, _)| pixel_row < complete) {
-            planes.convert(pixel_row, &part.columns, target);
+            planes.convert(layout, pixel_row, &part.columns, &mut upsampled, target);
         }
     }
     // What was not written to is of another picture.

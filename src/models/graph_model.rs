@@ -1,9 +1,11 @@
 //! One session of a graph as a model of the queue: how it takes items, and what it answers.
 
+use std::sync::Arc;
+
 use ndarray::{Array2, Axis};
 
 use crate::batching::Model;
-use crate::runtime::{BatchMemory, Graph, RuntimeError, Tensor, TensorSpec};
+use crate::runtime::{Graph, Pinning, PixelTable, RuntimeError, Tensor, TensorSpec};
 
 /// How a graph takes a batch of one kind of item. Made once a graph's inputs are known.
 pub(super) trait Binding: Clone + Send + Sync + 'static {
@@ -20,8 +22,10 @@ pub(super) trait Binding: Clone + Send + Sync + 'static {
     fn item_shape(&self) -> Option<Vec<usize>>;
     /// The longest side of the pictures that the graph is given.
     fn largest_side(&self) -> usize;
-    /// Puts batches together in this memory, where that is worth it.
-    fn in_memory(self, memory: BatchMemory) -> Self;
+    /// What becomes of each byte of a picture, if the graph can be given bytes.
+    fn pixel_table(&self) -> Option<Arc<PixelTable>>;
+    /// Puts batches together in such memory, where that is worth it.
+    fn pinned(self, pinning: Pinning) -> Self;
     /// Fills batches up to `size`, if all items have the same shape.
     fn filled_up_to(self, size: usize) -> Self;
     /// Puts a batch together.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use ndarray::{Array4, Axis, s};
+use ndarray::{Array4, ArrayViewMut3, Axis, CowArray, IxDyn, s};
 
 use super::engine::{Engine, EngineSource};
 use super::graph_model::Binding;
@@ -15,7 +15,7 @@ use super::{LoadContext, LoadError, PredictError, Ticket, Timings};
 use crate::batching::InferenceError;
 use crate::cpu_pool::{self, CpuPool};
 use crate::preprocess::{DecodeLimits, DecodeMode, ImageProcessor, PreparedImage};
-use crate::runtime::{BatchMemory, Tensor, TensorSpec};
+use crate::runtime::{BYTE_PIXELS, BatchMemory, Element, Pinning, PixelTable, Tensor, TensorSpec};
 use crate::telemetry::ModelMetrics;
 
 /// The image side of a classifier or of a dual encoder.
@@ -116,7 +116,7 @@ fn read_divided(
     Ok(upper?.above(&lower?))
 }
 
-/// Images into `pixel_values [batch, 3, height, width]`.
+/// Images into `pixel_values [batch, 3, height, width]`, or into what takes its place.
 #[derive(Clone)]
 pub(super) struct ImageBinding {
     height: usize,
@@ -126,20 +126,29 @@ pub(super) struct ImageBinding {
     batch_size: Option<usize>,
     /// Constant inputs of the text encoder, where one graph holds both.
     text: Vec<(String, Tensor<'static>)>,
-    /// Where a batch is put together.
-    memory: BatchMemory,
+    /// What becomes of each byte, if the graph can be given bytes.
+    table: Option<Arc<PixelTable>>,
+    pixels: Pixels,
+}
+
+/// What the graph is given of a picture, and where a batch of that is put together.
+#[derive(Clone)]
+enum Pixels {
+    Tensors(BatchMemory<f32>),
+    /// [`BYTE_PIXELS`].
+    Bytes(BatchMemory<u8>),
 }
 
 impl ImageBinding {
     /// For the tensors that `processor` makes.
     pub(super) fn for_processor(processor: &ImageProcessor) -> Self {
         let (height, width) = processor.output_size();
-        Self::new(height, width)
+        Self { table: Some(processor.pixel_table()), ..Self::new(height, width) }
     }
 
     fn new(height: usize, width: usize) -> Self {
-        let (input, memory) = (String::new(), BatchMemory::default());
-        Self { height, width, input, batch_size: None, text: Vec::new(), memory }
+        let pixels = Pixels::Tensors(BatchMemory::default());
+        Self { height, width, input: String::new(), batch_size: None, text: Vec::new(), table: None, pixels }
     }
 
     /// A black picture for `input`, to run the other encoder of a combined graph.
@@ -154,7 +163,8 @@ impl Binding for ImageBinding {
     type Item = PreparedImage;
 
     fn bind(&self, inputs: &[TensorSpec]) -> Result<Self, String> {
-        let input = inputs.iter().find(|input| input.name == "pixel_values").or(match inputs {
+        let named = |name| inputs.iter().find(|input| input.name == name);
+        let input = named(BYTE_PIXELS).or_else(|| named("pixel_values")).or(match inputs {
             [only] => Some(only),
             _ => None,
         });
@@ -162,7 +172,11 @@ impl Binding for ImageBinding {
             let names: Vec<_> = inputs.iter().map(|input| input.name.as_str()).collect();
             format!("has no input 'pixel_values', but {}", names.join(", "))
         })?;
-        let wanted = [3, self.height, self.width];
+        let (pixels, wanted) = if input.name == BYTE_PIXELS {
+            (Pixels::Bytes(BatchMemory::default()), [self.height, self.width, 3])
+        } else {
+            (Pixels::Tensors(BatchMemory::default()), [3, self.height, self.width])
+        };
         let fits = input.shape.len() == 4
             && input.shape[1..]
                 .iter()
@@ -182,7 +196,7 @@ impl Binding for ImageBinding {
         let others = inputs.iter().filter(|other| other.name != input.name);
         let text = others.map(|other| Ok((other.name.clone(), TokenBinding::constant(other)?)));
         let text = text.collect::<Result<_, String>>()?;
-        Ok(Self { input: input.name.clone(), batch_size: input.shape[0], text, ..self.clone() })
+        Ok(Self { input: input.name.clone(), batch_size: input.shape[0], text, pixels, ..self.clone() })
     }
 
     fn fixed_batch_size(&self) -> Option<usize> {
@@ -202,8 +216,16 @@ impl Binding for ImageBinding {
         self.height.max(self.width)
     }
 
-    fn in_memory(self, memory: BatchMemory) -> Self {
-        Self { memory, ..self }
+    fn pixel_table(&self) -> Option<Arc<PixelTable>> {
+        self.table.clone()
+    }
+
+    fn pinned(self, pinning: Pinning) -> Self {
+        let pixels = match self.pixels {
+            Pixels::Tensors(_) => Pixels::Tensors(BatchMemory::new(pinning)),
+            Pixels::Bytes(_) => Pixels::Bytes(BatchMemory::new(pinning)),
+        };
+        Self { pixels, ..self }
     }
 
     fn filled_up_to(self, size: usize) -> Self {
@@ -213,19 +235,38 @@ impl Binding for ImageBinding {
     fn stack<'a>(&'a mut self, batch: &'a [PreparedImage]) -> Vec<(&'a str, Tensor<'a>)> {
         // A batch that is filled up gets black images for the places nobody takes.
         let size = self.batch_size.unwrap_or(batch.len());
-        let pixels = self.memory.put_together([size, 3, self.height, self.width], |mut pixels| {
-            for (place, image) in pixels.axis_iter_mut(Axis(0)).zip(batch) {
-                image.write_tensor(place);
+        let (height, width) = (self.height, self.width);
+        let pixels = match &mut self.pixels {
+            Pixels::Tensors(memory) => {
+                Tensor::F32(stacked(memory, [size, 3, height, width], batch, PreparedImage::write_tensor))
             }
-            pixels.slice_mut(s![batch.len()..size, .., .., ..]).fill(0.0);
-        });
+            Pixels::Bytes(memory) => {
+                Tensor::U8(stacked(memory, [size, height, width, 3], batch, PreparedImage::write_bytes))
+            }
+        };
         let text = self.text.iter().map(|(name, tensor)| (name.as_str(), tensor.view()));
-        std::iter::once((self.input.as_str(), Tensor::F32(pixels.into_dyn().into()))).chain(text).collect()
+        std::iter::once((self.input.as_str(), pixels)).chain(text).collect()
     }
 
     fn samples(&self) -> Vec<PreparedImage> {
         vec![PreparedImage::uniform(self.height, self.width, 0.0)]
     }
+}
+
+/// A batch of this shape in `memory`: `write` puts each image in its place.
+fn stacked<'a, T: Element>(
+    memory: &'a mut BatchMemory<T>,
+    shape: [usize; 4],
+    batch: &[PreparedImage],
+    write: impl Fn(&PreparedImage, ArrayViewMut3<'_, T>),
+) -> CowArray<'a, T, IxDyn> {
+    let pixels = memory.put_together(shape, |mut pixels| {
+        for (place, image) in pixels.axis_iter_mut(Axis(0)).zip(batch) {
+            write(image, place);
+        }
+        pixels.slice_mut(s![batch.len().., .., .., ..]).fill(T::default());
+    });
+    pixels.into_dyn().into()
 }
 
 #[cfg(test)]
@@ -264,6 +305,18 @@ mod tests {
     fn a_size_that_contradicts_the_image_processor_is_an_error() {
         let error = binding().bind(&[input("pixel_values", &[-1, 3, 5, 6])]).err().unwrap();
         assert!(error.contains("[?, 3, 5, 6]") && error.contains("[batch, 3, 4, 6]"), "{error}");
+    }
+
+    #[test]
+    fn what_takes_bytes_is_given_bytes() {
+        let bytes = |shape: &[i64]| TensorSpec { element_type: TensorElementType::Uint8, ..input(BYTE_PIXELS, shape) };
+        let two = [input("input_ids", &[-1, -1]), bytes(&[-1, 4, 6, 3])];
+        let mut bound = binding().bind(&two).unwrap().pinned(Pinning::default()).filled_up_to(2);
+        let batch = [PreparedImage::uniform(4, 6, 1.0)];
+        let stacked = bound.stack(&batch);
+        let [(BYTE_PIXELS, Tensor::U8(pixels)), ("input_ids", _)] = &stacked[..] else { panic!("wrong inputs") };
+        assert_eq!(pixels.shape(), [2, 4, 6, 3]);
+        assert!(binding().bind(&[bytes(&[-1, 3, 4, 6])]).is_err());
     }
 
     #[test]

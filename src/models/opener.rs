@@ -227,7 +227,7 @@ impl<B: Binding> Opener<B> {
 
     fn open_one(&self, file: &Path, options: &SessionOptions) -> Result<GraphModel<B>, LoadError> {
         let graph = Graph::open(&self.context.runtime, file, options)?;
-        let binding = self.bind(graph.inputs(), file)?.in_memory(graph.batch_memory());
+        let binding = self.bind(graph.inputs(), file)?.pinned(graph.pinning());
         let output = self.find_output(&graph, file)?;
         Ok(GraphModel { graph, binding, output, lone: None })
     }
@@ -283,6 +283,8 @@ impl<B: Binding> Opener<B> {
             parallel_runs: 1,
             dimensions: Vec::new(),
             same_shapes: false,
+            // With TensorRT this has not been tried.
+            pixel_table: self.binding.pixel_table().filter(|_| plan.provider == ExecutionProvider::Cuda),
             largest_side: self.binding.largest_side(),
             device_id: self.device_id,
             max_batch_size: plan.max_batch_size,

@@ -15,7 +15,7 @@ use super::tuner::{Judgement, Stage};
 use super::{LoadContext, LoadError, PredictError, Ticket};
 use crate::cpu_pool::CpuPool;
 use crate::postprocess::normalize;
-use crate::runtime::{BatchMemory, Tensor, TensorSpec};
+use crate::runtime::{Pinning, PixelTable, Tensor, TensorSpec};
 use crate::telemetry::ModelMetrics;
 use crate::text::{Embedding, EmbeddingCache, Tokenizer};
 
@@ -254,7 +254,11 @@ impl Binding for TokenBinding {
         self.image_size.0.max(self.image_size.1)
     }
 
-    fn in_memory(self, _memory: BatchMemory) -> Self {
+    fn pixel_table(&self) -> Option<Arc<PixelTable>> {
+        None
+    }
+
+    fn pinned(self, _pinning: Pinning) -> Self {
         // Tokens are few.
         self
     }

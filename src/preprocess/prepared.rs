@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ndarray::{Array3, ArrayView1, ArrayViewMut3, Zip, s};
+use ndarray::{Array3, ArrayView1, ArrayView2, ArrayViewMut3, Zip, s};
 
 use super::normalize::Table;
 use super::window::Window;
@@ -52,25 +52,77 @@ impl PreparedImage {
         tensor
     }
 
+    /// Writes RGB8 to `target`, which has the shape `[height, width, 3]`. What lies around the pixels is black.
+    ///
+    /// # Panics
+    /// `target` has another shape.
+    pub fn write_bytes(&self, mut target: ArrayViewMut3<'_, u8>) {
+        let Self { rows, columns, .. } = self;
+        assert_eq!(target.dim(), (rows.length, columns.length, 3), "the place for a picture has another shape");
+        if self.is_surrounded() {
+            target.fill(0);
+        }
+        let mut places = target.slice_mut(s![rows.shown(), columns.shown(), ..]);
+        for (mut row, source) in places.outer_iter_mut().zip(self.pixel_rows()) {
+            row.assign(&ArrayView2::from(source));
+        }
+    }
+
     /// Writes the tensor to `target`, which has its shape. What lies around the pixels is black, that is, 0 **before**
     /// normalisation.
     ///
     /// # Panics
     /// `target` has another shape.
     pub fn write_tensor(&self, mut target: ArrayViewMut3<'_, f32>) {
-        let Self { pixels, rows, columns, table } = self;
+        let Self { rows, columns, table, .. } = self;
         assert_eq!(target.dim(), (3, rows.length, columns.length), "the place for a tensor has another shape");
-        let shown = (rows.seen.len(), columns.seen.len());
-        let window = s![rows.offset..rows.offset + shown.0, columns.offset..columns.offset + shown.1];
+        let window = s![rows.shown(), columns.shown()];
         for (channel, (mut plane, values)) in target.outer_iter_mut().zip(table.iter()).enumerate() {
-            if shown.0 < rows.length || shown.1 < columns.length {
+            if self.is_surrounded() {
                 plane.fill(values[0]);
             }
-            let seen = pixels.chunks_exact((shown.1 * 3).max(1));
-            for (row, source) in plane.slice_mut(window).outer_iter_mut().zip(seen) {
-                let source = ArrayView1::from(source.as_chunks::<3>().0);
-                Zip::from(row).and(source).for_each(|place, pixel| *place = values[usize::from(pixel[channel])]);
+            for (row, source) in plane.slice_mut(window).outer_iter_mut().zip(self.pixel_rows()) {
+                Zip::from(row)
+                    .and(ArrayView1::from(source))
+                    .for_each(|place, pixel| *place = values[usize::from(pixel[channel])]);
             }
+        }
+    }
+
+    /// Does anything lie around the pixels?
+    fn is_surrounded(&self) -> bool {
+        [&self.rows, &self.columns].iter().any(|window| window.seen.len() < window.length)
+    }
+
+    fn pixel_rows(&self) -> impl Iterator<Item = &[[u8; 3]]> {
+        self.pixels.as_chunks().0.chunks_exact(self.columns.seen.len().max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_become_the_tensor() {
+        let value = |channel: usize, byte: usize| (byte + 1000 * channel) as f32;
+        let table = Arc::new(std::array::from_fn(|channel| std::array::from_fn(|byte| value(channel, byte))));
+        let shown_of = |seen: usize, offset, length| Window { seen: 3..3 + seen, offset, length };
+        for (rows, columns) in [
+            (Window::all(4), Window::all(6)),
+            (shown_of(2, 1, 4), Window::all(6)),
+            (Window::all(4), shown_of(5, 1, 6)),
+            (shown_of(0, 0, 4), shown_of(0, 0, 6)),
+        ] {
+            let pixels = (1..).take(rows.seen.len() * columns.seen.len() * 3).collect();
+            let image = PreparedImage::new(pixels, (rows, columns), &table);
+            // Over what an earlier one left behind.
+            let mut bytes = Array3::from_elem((4, 6, 3), 255_u8);
+            image.write_bytes(bytes.view_mut());
+            let looked_up = Array3::from_shape_fn((3, 4, 6), |(channel, row, column)| {
+                value(channel, usize::from(bytes[[row, column, channel]]))
+            });
+            assert_eq!(looked_up, image.tensor());
         }
     }
 }

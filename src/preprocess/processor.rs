@@ -99,6 +99,11 @@ impl ImageProcessor {
         is_divisible(bytes, limits, &Look { plan: &self.plan, mode, rows: 0..row }).then_some(row)
     }
 
+    /// What [`PreparedImage::tensor`] makes of each byte of each channel.
+    pub fn pixel_table(&self) -> Arc<[[f32; 256]; 3]> {
+        Arc::clone(&self.plan.table)
+    }
+
     /// Resizes and crops an image.
     ///
     /// Memory stays in proportion to the image's longer side and the output, however narrow the image is.

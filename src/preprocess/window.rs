@@ -39,6 +39,11 @@ impl Window {
         Self { seen: 0..length, offset: 0, length }
     }
 
+    /// Where in the output the pixels appear.
+    pub(super) fn shown(&self) -> Range<usize> {
+        self.offset..self.offset + self.seen.len()
+    }
+
     /// The output's pixels in `range`, as an output of their own.
     pub(super) fn part(&self, range: Range<usize>) -> Self {
         let end = self.offset + self.seen.len();

@@ -1,60 +1,72 @@
 //! The memory in which a batch of images is put together, for a provider to read.
 #![expect(unsafe_code, reason = "pinned memory comes as a pointer")]
 
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ndarray::{Array4, ArrayView4, ArrayViewMut4, s};
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::Session;
-use ort::value::Tensor;
+use ort::value::{PrimitiveTensorElementType, Tensor};
 
 use super::cuda_graph::no_capture;
 
-/// As large as the largest batch so far, so that memory is not fetched anew for each. A clone is another one, empty.
-///
-/// For NVIDIA GPUs it is pinned: such memory they read themselves, while other is copied by the driver first.
-#[derive(Default)]
-pub struct BatchMemory {
-    /// What gives pinned memory, where that is wanted.
-    pinned: Option<Arc<Mutex<Allocator>>>,
-    batch: Batch,
-}
+/// How a session's batches come by their memory. For NVIDIA GPUs it is pinned: such memory they read themselves, while other is copied
+/// by the driver first.
+#[derive(Clone, Default)]
+pub struct Pinning(Option<Arc<Mutex<Allocator>>>);
 
-enum Batch {
-    Pageable(Array4<f32>),
-    /// With its shape.
-    Pinned(Tensor<f32>, [usize; 4]),
-}
-
-impl Clone for BatchMemory {
-    fn clone(&self) -> Self {
-        Self { pinned: self.pinned.clone(), batch: Batch::default() }
-    }
-}
-
-impl Drop for BatchMemory {
-    fn drop(&mut self) {
-        let _no_capture = self.pinned.is_some().then(no_capture);
-        self.batch = Batch::default();
-        self.pinned = None;
-    }
-}
-
-impl BatchMemory {
+impl Pinning {
     /// For the GPU `device_id`, on which `session` computes.
-    pub(super) fn pinned(session: &Session, device_id: u32) -> Self {
+    pub(super) fn of(session: &Session, device_id: u32) -> Self {
         let (device, id) = (AllocationDevice::CUDA_PINNED, i32::try_from(device_id).unwrap_or_default());
         let memory = MemoryInfo::new(device, id, AllocatorType::Device, MemoryType::CPUInput);
         let allocator = pinned_or_warn(memory.and_then(|memory| Allocator::new(session, memory)));
-        Self { pinned: allocator.map(|allocator| Arc::new(Mutex::new(allocator))), batch: Batch::default() }
+        Self(allocator.map(|allocator| Arc::new(Mutex::new(allocator))))
+    }
+}
+
+/// What a batch may consist of. All bits 0 is its default.
+pub trait Element: PrimitiveTensorElementType + Debug + Copy + Default + Send + Sync + 'static {}
+
+impl Element for f32 {}
+impl Element for u8 {}
+
+/// As large as the largest batch so far, so that memory is not fetched anew for each. A clone is another one, empty.
+#[derive(Default)]
+pub struct BatchMemory<T: Element> {
+    pinning: Pinning,
+    batch: Batch<T>,
+}
+
+enum Batch<T: Element> {
+    Pageable(Array4<T>),
+    /// With its shape.
+    Pinned(Tensor<T>, [usize; 4]),
+}
+
+impl<T: Element> Clone for BatchMemory<T> {
+    fn clone(&self) -> Self {
+        Self::new(self.pinning.clone())
+    }
+}
+
+impl<T: Element> Drop for BatchMemory<T> {
+    fn drop(&mut self) {
+        let _no_capture = self.pinning.0.is_some().then(no_capture);
+        self.batch = Batch::default();
+        self.pinning = Pinning(None);
+    }
+}
+
+impl<T: Element> BatchMemory<T> {
+    /// Empty.
+    pub fn new(pinning: Pinning) -> Self {
+        Self { pinning, batch: Batch::default() }
     }
 
-    /// Has a batch of the shape `[images, channels, height, width]` written, over what an earlier one left behind.
-    pub fn put_together(
-        &mut self,
-        shape: [usize; 4],
-        write: impl FnOnce(ArrayViewMut4<'_, f32>),
-    ) -> ArrayView4<'_, f32> {
+    /// Has a batch of this shape, whose first dimension are its items, written, over what an earlier one left behind.
+    pub fn put_together(&mut self, shape: [usize; 4], write: impl FnOnce(ArrayViewMut4<'_, T>)) -> ArrayView4<'_, T> {
         let present = self.batch.shape();
         if present[0] < shape[0] || present[1..] != shape[1..] {
             self.batch = self.allocate(shape);
@@ -64,16 +76,16 @@ impl BatchMemory {
         self.batch.view().slice_move(place)
     }
 
-    fn allocate(&self, shape: [usize; 4]) -> Batch {
-        let pinned = self.pinned.as_ref().and_then(|allocator| {
+    fn allocate(&self, shape: [usize; 4]) -> Batch<T> {
+        let pinned = self.pinning.0.as_ref().and_then(|allocator| {
             let _no_capture = no_capture();
             let allocator = allocator.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut tensor = pinned_or_warn(Tensor::<f32>::new(&allocator, shape))?;
-            // SAFETY: the tensor has so many values of its own, which nobody has written yet; all bits 0 is 0.0.
-            unsafe { tensor.data_ptr_mut().cast::<f32>().write_bytes(0, shape.iter().product()) };
+            let mut tensor = pinned_or_warn(Tensor::<T>::new(&allocator, shape))?;
+            // SAFETY: the tensor has so many values of its own, which nobody has written yet; all bits 0 is one.
+            unsafe { tensor.data_ptr_mut().cast::<T>().write_bytes(0, shape.iter().product()) };
             Some(Batch::Pinned(tensor, shape))
         });
-        pinned.unwrap_or_else(|| Batch::Pageable(Array4::zeros(shape)))
+        pinned.unwrap_or_else(|| Batch::Pageable(Array4::default(shape)))
     }
 }
 
@@ -84,13 +96,13 @@ fn pinned_or_warn<T>(outcome: Result<T, ort::Error>) -> Option<T> {
     outcome.inspect_err(warn).ok()
 }
 
-impl Default for Batch {
+impl<T: Element> Default for Batch<T> {
     fn default() -> Self {
-        Self::Pageable(Array4::zeros((0, 0, 0, 0)))
+        Self::Pageable(Array4::default((0, 0, 0, 0)))
     }
 }
 
-impl Batch {
+impl<T: Element> Batch<T> {
     fn shape(&self) -> [usize; 4] {
         match self {
             Self::Pageable(array) => array.dim().into(),
@@ -98,7 +110,7 @@ impl Batch {
         }
     }
 
-    fn view(&self) -> ArrayView4<'_, f32> {
+    fn view(&self) -> ArrayView4<'_, T> {
         match self {
             Self::Pageable(array) => array.view(),
             // SAFETY: as in `view_mut`.
@@ -106,7 +118,7 @@ impl Batch {
         }
     }
 
-    fn view_mut(&mut self) -> ArrayViewMut4<'_, f32> {
+    fn view_mut(&mut self) -> ArrayViewMut4<'_, T> {
         match self {
             Self::Pageable(array) => array.view_mut(),
             // SAFETY: the tensor was made with this shape, in memory that the processor can reach, and is borrowed as long as the view.
@@ -123,7 +135,7 @@ mod tests {
 
     #[test]
     fn memory_grows_with_the_largest_batch_and_is_used_again() {
-        let mut memory = BatchMemory::default();
+        let mut memory = BatchMemory::<f32>::default();
         assert_eq!(memory.put_together([2, 3, 4, 5], |mut batch| batch.fill(1.0)).sum(), 120.0);
         assert_eq!(memory.put_together([1, 3, 4, 5], |mut batch| batch.fill(2.0)).sum(), 120.0);
         assert_eq!(memory.put_together([2, 3, 4, 5], |_| {}).sum(), 180.0);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 
 use super::onnx_file::Dimension;
-use super::onnx_graph::{Graph, Node};
+use super::onnx_graph::{Graph, Input, Node};
 
 /// Sizes along `[batch, channels, height, width]`.
 pub(super) type Shape = [u64; 4];
@@ -27,7 +27,7 @@ impl Graph {
             Dimension::Nameless => None,
         };
         let mut maps = HashMap::new();
-        for (name, dimensions) in &self.inputs {
+        for (name, Input { dimensions, .. }) in &self.inputs {
             let shape: Option<Vec<_>> = dimensions.iter().map(size).collect();
             maps.extend(shape.and_then(|shape| Shape::try_from(shape).ok()).map(|shape| (name.as_str(), shape)));
         }
@@ -120,8 +120,8 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
-    use super::super::onnx_graph::{Model, node};
-    use super::super::test_graphs::{differing_floats, value, with_integers, write_model};
+    use super::super::onnx_graph::{Model, node, with_integers};
+    use super::super::test_graphs::{differing_floats, value, write_model};
 
     #[test]
     fn shapes_follow_from_that_of_the_picture() {

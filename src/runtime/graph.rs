@@ -1,6 +1,6 @@
 //! A graph and the session that computes it: opened on a provider, checked, run on batches.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::f16;
@@ -11,7 +11,8 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
 
 use super::assignment::{RECORD_KEY, nodes_by_provider};
-use super::batch_memory::BatchMemory;
+use super::batch_memory::Pinning;
+use super::byte_pixels::with_byte_pixels;
 use super::cuda_graph::opening;
 use super::feed_forward::in_blocks;
 use super::mapped_files::{let_go_of_mapped, may_map};
@@ -41,6 +42,8 @@ pub struct TensorSpec {
 pub enum Tensor<'a> {
     /// Pixels.
     F32(CowArray<'a, f32, IxDyn>),
+    /// Pixels as [`super::BYTE_PIXELS`].
+    U8(CowArray<'a, u8, IxDyn>),
     /// Tokens.
     I64(CowArray<'a, i64, IxDyn>),
 }
@@ -50,6 +53,7 @@ impl Tensor<'_> {
     pub fn shape(&self) -> &[usize] {
         match self {
             Self::F32(array) => array.shape(),
+            Self::U8(array) => array.shape(),
             Self::I64(array) => array.shape(),
         }
     }
@@ -58,6 +62,7 @@ impl Tensor<'_> {
     pub fn view(&self) -> Tensor<'_> {
         match self {
             Self::F32(array) => Tensor::F32(array.view().into()),
+            Self::U8(array) => Tensor::U8(array.view().into()),
             Self::I64(array) => Tensor::I64(array.view().into()),
         }
     }
@@ -103,8 +108,9 @@ impl Graph {
             let counts = nodes_by_provider(&session)?;
             Ok::<_, RuntimeError>((session, counts))
         };
-        // Others make fewer copies.
-        let slim = if provider == ExecutionProvider::OpenVino { with_weights_in_file(path)? } else { None };
+        // Others make fewer copies, so it is done where the graph is rewritten only.
+        let is_slim = provider == ExecutionProvider::OpenVino || options.pixel_table.is_some();
+        let slim = if is_slim { with_weights_in_file(path)? } else { None };
         let mut mapped = Vec::new();
         if provider == ExecutionProvider::OpenVino {
             mapped.push(path.to_owned());
@@ -118,6 +124,10 @@ impl Graph {
                 Some(side_by_side(in_blocks(slim, path)?, path, &options.dimensions)?)
             }
             slim => slim,
+        };
+        let slim = match &options.pixel_table {
+            Some(table) => Some(with_byte_pixels(slim.map_or_else(|| whole(path), Ok)?, path, table)?),
+            None => slim,
         };
         // The cpu provider, which gets what OpenVINO leaves, would use weights where they lie in the file, at any address.
         let opened = slim.and_then(|slim| open(Some(slim)).ok());
@@ -178,9 +188,9 @@ impl Graph {
         (self.nodes, self.nodes_elsewhere)
     }
 
-    /// Where batches for this graph are best put together.
-    pub fn batch_memory(&self) -> BatchMemory {
-        self.session.batch_memory()
+    /// How memory is had in which batches for this graph are best put together.
+    pub fn pinning(&self) -> Pinning {
+        self.session.pinning()
     }
 
     /// Is a thread's first run slow, as it is on a GPU?
@@ -238,8 +248,7 @@ fn commit(
     largest_side: usize,
 ) -> Result<Session, RuntimeError> {
     let failed = |error: ort::Error| RuntimeError::Graph(format!("{}: {error}", path.display()));
-    let beside = || path.parent().unwrap_or(Path::new("")).to_owned();
-    let (bytes, folder) = slim.map_or_else(|| (None, beside()), |slim| (Some(slim.bytes), slim.folder));
+    let (bytes, folder) = slim.map_or_else(|| (None, beside(path)), |slim| (Some(slim.bytes), slim.folder));
     let Some(bytes) = without_wide_pools(path, bytes, largest_side)? else {
         return builder.commit_from_file(path).map_err(failed);
     };
@@ -247,6 +256,16 @@ fn commit(
         builder = builder.with_config_entry(EXTERNAL_DATA_FOLDER_KEY, folder).map_err(|error| failed(error.into()))?;
     }
     builder.commit_from_memory(&bytes).map_err(failed)
+}
+
+/// The graph in the file `path` as it is.
+fn whole(path: &Path) -> Result<Slim, RuntimeError> {
+    let bytes = std::fs::read(path).map_err(|error| RuntimeError::Graph(format!("{}: {error}", path.display())))?;
+    Ok(Slim { bytes, folder: beside(path) })
+}
+
+fn beside(path: &Path) -> PathBuf {
+    path.parent().unwrap_or(Path::new("")).to_owned()
 }
 
 fn dispatch(options: &SessionOptions) -> Vec<ExecutionProviderDispatch> {
@@ -288,6 +307,7 @@ fn to_value<'a>(tensor: &'a Tensor<'_>, element_type: TensorElementType) -> Resu
     Ok(match (tensor, element_type) {
         (Tensor::F32(array), TensorElementType::Float16) => OrtTensor::from_array(array.mapv(f16::from_f32))?.into(),
         (Tensor::F32(array), _) => TensorRef::from_array_view(array)?.into(),
+        (Tensor::U8(array), _) => TensorRef::from_array_view(array)?.into(),
         // Token ids are far below 2³¹.
         (Tensor::I64(array), TensorElementType::Int32) => OrtTensor::from_array(array.mapv(|id| id as i32))?.into(),
         (Tensor::I64(array), _) => TensorRef::from_array_view(array)?.into(),

@@ -2,6 +2,7 @@
 
 mod assignment;
 mod batch_memory;
+mod byte_pixels;
 mod cuda_graph;
 mod feature_maps;
 mod feed_forward;
@@ -24,7 +25,8 @@ mod test_graphs;
 mod weights_in_file;
 mod wide_pool;
 
-pub use batch_memory::BatchMemory;
+pub use batch_memory::{BatchMemory, Element, Pinning};
+pub use byte_pixels::BYTE_PIXELS;
 pub use graph::{Graph, Tensor, TensorSpec};
 pub use huge_pages::use_huge_pages;
 pub use library::Runtime;
@@ -35,6 +37,9 @@ pub use provider::{ExecutionProvider, Precision, SessionOptions};
 /// Weights that fill more than this are read from memory each time they are used, in bytes: the cache (L2) of each core of the Xeons
 /// that multiply bf16 fast.
 const CORE_CACHE: u64 = 2 << 20;
+
+/// What becomes of each byte of each channel of a picture.
+pub type PixelTable = [[f32; 256]; 3];
 
 /// Why a graph could not be opened or run.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Cursor};
 
+use half::f16;
+
 use super::onnx_file::Dimension;
 use super::onnx_proto as proto;
 use super::protobuf::{Message, Value, put_bytes, put_number};
@@ -51,7 +53,7 @@ pub(super) struct Graph {
     pub(super) nodes: Vec<Node>,
     pub(super) initializers: Vec<Tensor>,
     /// By their names.
-    pub(super) inputs: BTreeMap<String, Vec<Dimension>>,
+    pub(super) inputs: BTreeMap<String, Input>,
     pub(super) outputs: BTreeSet<String>,
     /// The nodes that read each value, once for each time they do.
     readers: HashMap<String, Vec<usize>>,
@@ -74,7 +76,7 @@ impl Graph {
             }
             (proto::graph::INPUT, Value::Bytes(length)) => {
                 let input = bytes_of(message, length)?;
-                inputs.insert(name_of(&input)?, message_of(&mut Cursor::new(&input)).dimensions()?);
+                inputs.insert(name_of(&input)?, Input::read(&input)?);
                 put_bytes(&mut rest, number, &input);
                 Ok(true)
             }
@@ -93,6 +95,22 @@ impl Graph {
             }
         }
         Ok(Self { nodes, initializers, inputs, outputs, readers, rest })
+    }
+
+    /// [`Self::rest`] without the input called `name`.
+    pub(super) fn without_input(&self, name: &str) -> io::Result<Vec<u8>> {
+        let mut rest = Vec::new();
+        fields_of(&self.rest, |message, number, value| match (number, value) {
+            (proto::graph::INPUT, Value::Bytes(length)) => {
+                let input = bytes_of(message, length)?;
+                if name_of(&input)? != name {
+                    put_bytes(&mut rest, number, &input);
+                }
+                Ok(true)
+            }
+            _ => message.copy_field(number, value, &mut rest),
+        })?;
+        Ok(rest)
     }
 
     pub(super) fn readers(&self, value: &str) -> &[usize] {
@@ -121,6 +139,39 @@ impl Graph {
             self.initializer(node.inputs.first().filter(|_| node.operator == "Identity")?)
         };
         self.initializer(value).or_else(other_name).is_some_and(|tensor| tensor.shape == [width])
+    }
+}
+
+/// What an input is given.
+pub(super) struct Input {
+    /// ONNX's number.
+    pub(super) element_type: u64,
+    pub(super) dimensions: Vec<Dimension>,
+}
+
+impl Input {
+    /// That of the `ValueInfoProto` in `bytes`.
+    fn read(bytes: &[u8]) -> io::Result<Self> {
+        let mut element_type = 0;
+        fields_of(bytes, |message, number, value| match (number, value) {
+            (proto::value_info::TYPE, Value::Bytes(length)) => {
+                fields_of(&bytes_of(message, length)?, |message, number, value| match (number, value) {
+                    (proto::tensor_type::TENSOR, Value::Bytes(length)) => {
+                        fields_of(&bytes_of(message, length)?, |_, number, value| {
+                            if let (proto::tensor_type::ELEMENT_TYPE, Value::Number(number)) = (number, value) {
+                                element_type = number;
+                            }
+                            Ok(false)
+                        })?;
+                        Ok(true)
+                    }
+                    _ => Ok(false),
+                })?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        })?;
+        Ok(Self { element_type, dimensions: message_of(&mut Cursor::new(bytes)).dimensions()? })
     }
 }
 
@@ -268,19 +319,68 @@ fn tensor(name: &str, shape: &[u64], data_type: u64) -> Vec<u8> {
     tensor
 }
 
+/// `TensorProto` of `values`, each as the bytes that `little_endian` tells.
+fn with_values<T, const N: usize>(
+    (name, shape, data_type): (&str, &[u64], u64),
+    values: impl Iterator<Item = T>,
+    little_endian: impl Fn(T) -> [u8; N],
+) -> Vec<u8> {
+    let mut tensor = tensor(name, shape, data_type);
+    put_bytes(&mut tensor, proto::tensor::RAW_DATA, &values.flat_map(little_endian).collect::<Vec<_>>());
+    tensor
+}
+
 /// `TensorProto`: a list of sizes.
 pub(super) fn sizes(name: &str, sizes: &[u64]) -> Vec<u8> {
-    let mut list = tensor(name, &[sizes.len() as u64], proto::tensor::INT64);
-    let values: Vec<_> = sizes.iter().flat_map(|size| size.to_le_bytes()).collect();
-    put_bytes(&mut list, proto::tensor::RAW_DATA, &values);
-    list
+    let shape = [sizes.len() as u64];
+    with_values((name, &shape, proto::tensor::INT64), sizes.iter().copied(), u64::to_le_bytes)
 }
 
 /// `TensorProto`: floats.
 pub(super) fn floats(name: &str, shape: &[u64], values: impl Iterator<Item = f32>) -> Vec<u8> {
-    let mut floats = tensor(name, shape, proto::tensor::FLOAT);
-    put_bytes(&mut floats, proto::tensor::RAW_DATA, &values.flat_map(f32::to_le_bytes).collect::<Vec<_>>());
-    floats
+    with_values((name, shape, proto::tensor::FLOAT), values, f32::to_le_bytes)
+}
+
+/// `TensorProto`: floats, each as the nearest one of 16 bits.
+pub(super) fn half_floats(name: &str, shape: &[u64], values: impl Iterator<Item = f32>) -> Vec<u8> {
+    with_values((name, shape, proto::tensor::FLOAT16), values.map(f16::from_f32), f16::to_le_bytes)
+}
+
+/// `TensorProto`: integers of 32 bits.
+pub(super) fn integers(name: &str, shape: &[u64], values: impl Iterator<Item = i32>) -> Vec<u8> {
+    with_values((name, shape, proto::tensor::INT32), values, i32::to_le_bytes)
+}
+
+/// `ValueInfoProto` of a tensor.
+pub(super) fn value_info(name: &str, element_type: u64, dimensions: &[Dimension]) -> Vec<u8> {
+    let (mut shape, mut tensor, mut of_type, mut info) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for dimension in dimensions {
+        let mut told = Vec::new();
+        match dimension {
+            Dimension::Fixed(size) => put_number(&mut told, proto::dimension::SIZE, *size),
+            Dimension::Named(name) => put_bytes(&mut told, proto::dimension::NAME, name.as_bytes()),
+            Dimension::Nameless => {}
+        }
+        put_bytes(&mut shape, proto::tensor_type::DIMENSION, &told);
+    }
+    put_number(&mut tensor, proto::tensor_type::ELEMENT_TYPE, element_type);
+    put_bytes(&mut tensor, proto::tensor_type::SHAPE, &shape);
+    put_bytes(&mut of_type, proto::tensor_type::TENSOR, &tensor);
+    put_bytes(&mut info, proto::value_info::NAME, name.as_bytes());
+    put_bytes(&mut info, proto::value_info::TYPE, &of_type);
+    info
+}
+
+/// The `NodeProto` with one more attribute.
+pub(super) fn with_integers(mut node: Vec<u8>, name: &str, integers: &[u64]) -> Vec<u8> {
+    let mut attribute = Vec::new();
+    put_bytes(&mut attribute, proto::attribute::NAME, name.as_bytes());
+    for &integer in integers {
+        put_number(&mut attribute, proto::attribute::INTEGERS, integer);
+    }
+    put_number(&mut attribute, proto::attribute::TYPE, proto::attribute::TYPE_INTEGERS);
+    put_bytes(&mut node, proto::node::ATTRIBUTE, &attribute);
+    node
 }
 
 /// `NodeProto`, called like its first output.

@@ -23,8 +23,22 @@ pub(super) mod graph {
 /// `ValueInfoProto`.
 pub(super) mod value_info {
     pub(in crate::runtime) const NAME: u64 = 1;
+    pub(in crate::runtime) const TYPE: u64 = 2;
     /// `ValueInfoProto.type`, `TypeProto.tensor_type`, `Tensor.shape`, `TensorShapeProto.dim`: the way to a tensor's dimensions.
-    pub(in crate::runtime) const TO_DIMENSIONS: &[u64] = &[2, 1, 2, 1];
+    pub(in crate::runtime) const TO_DIMENSIONS: &[u64] =
+        &[TYPE, super::tensor_type::TENSOR, super::tensor_type::SHAPE, super::tensor_type::DIMENSION];
+}
+
+/// `TypeProto`, `TypeProto.Tensor` and `TensorShapeProto`.
+pub(super) mod tensor_type {
+    /// `TypeProto.tensor_type`.
+    pub(in crate::runtime) const TENSOR: u64 = 1;
+    /// `TypeProto.Tensor.elem_type`.
+    pub(in crate::runtime) const ELEMENT_TYPE: u64 = 1;
+    /// `TypeProto.Tensor.shape`.
+    pub(in crate::runtime) const SHAPE: u64 = 2;
+    /// `TensorShapeProto.dim`.
+    pub(in crate::runtime) const DIMENSION: u64 = 1;
 }
 
 /// `TensorShapeProto.Dimension`.
@@ -55,7 +69,6 @@ pub(super) mod attribute {
     /// `AttributeType.INT`.
     pub(in crate::runtime) const TYPE_INTEGER: u64 = 2;
     /// `AttributeType.INTS`.
-    #[cfg(test)]
     pub(in crate::runtime) const TYPE_INTEGERS: u64 = 7;
 }
 
@@ -70,8 +83,14 @@ pub(super) mod tensor {
     pub(in crate::runtime) const DATA_LOCATION: u64 = 14;
     /// `DataType.FLOAT`.
     pub(in crate::runtime) const FLOAT: u64 = 1;
+    /// `DataType.UINT8`.
+    pub(in crate::runtime) const UINT8: u64 = 2;
+    /// `DataType.INT32`.
+    pub(in crate::runtime) const INT32: u64 = 6;
     /// `DataType.INT64`.
     pub(in crate::runtime) const INT64: u64 = 7;
+    /// `DataType.FLOAT16`.
+    pub(in crate::runtime) const FLOAT16: u64 = 10;
     /// `DataLocation.EXTERNAL`.
     pub(in crate::runtime) const EXTERNAL: u64 = 1;
 }

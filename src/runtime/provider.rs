@@ -1,9 +1,12 @@
 //! Execution providers, precisions, and what each provider is told: pure mappings, tested without the hardware.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use super::PixelTable;
 
 /// What computes a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -145,6 +148,9 @@ pub struct SessionOptions {
     /// Will every run have inputs of the same shapes? CUDA then captures what it launches, and repeats it as a whole from then on.
     /// Refused for graphs of which other providers compute a part.
     pub same_shapes: bool,
+    /// What becomes of each byte of a picture, where the graph is to be given bytes: as [`super::BYTE_PIXELS`] instead of as floats, if
+    /// it can be.
+    pub pixel_table: Option<Arc<PixelTable>>,
     /// The longest side of the pictures that the graph is given, in pixels: no feature map is larger.
     pub largest_side: usize,
     /// Which GPU.
@@ -167,6 +173,7 @@ impl SessionOptions {
             parallel_runs: 1,
             dimensions: Vec::new(),
             same_shapes: false,
+            pixel_table: None,
             largest_side,
             device_id: 0,
             max_batch_size,
@@ -264,6 +271,7 @@ mod tests {
             parallel_runs: 1,
             dimensions: Vec::new(),
             same_shapes: false,
+            pixel_table: None,
             largest_side: 224,
             device_id: 1,
             max_batch_size: 8,

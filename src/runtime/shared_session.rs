@@ -13,7 +13,7 @@ use ort::AsPointer;
 use ort::session::{RunOptions, Session, SessionInputValue};
 use ort::value::DynValue;
 
-use super::batch_memory::BatchMemory;
+use super::batch_memory::Pinning;
 use super::cuda_graph::{Captured, no_capture};
 use super::mapped_files::may_map;
 
@@ -80,8 +80,8 @@ impl SharedSession {
     }
 
     /// Memory that the GPU reads by itself, if the session computes on one.
-    pub(super) fn batch_memory(&self) -> BatchMemory {
-        self.gpu.as_ref().map_or_else(BatchMemory::default, |gpu| BatchMemory::pinned(&self.session, gpu.device_id))
+    pub(super) fn pinning(&self) -> Pinning {
+        self.gpu.as_ref().map_or_else(Pinning::default, |gpu| Pinning::of(&self.session, gpu.device_id))
     }
 
     /// Does it compute on a GPU?

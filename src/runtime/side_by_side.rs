@@ -148,9 +148,8 @@ impl Convolution<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::test_graphs::{
-        count, differing_floats, differing_values, same_answers, value, with_integers, write_model,
-    };
+    use super::super::onnx_graph::with_integers;
+    use super::super::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
     use super::*;
 
     const BATCH: u64 = 3;

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use ndarray::{Array2, ArrayD, CowArray};
 
-use super::onnx_graph::{Graph, Model, floats};
+use super::onnx_file::Dimension;
+use super::onnx_graph::{Graph, Model, floats, value_info};
 use super::onnx_proto as proto;
 use super::protobuf::{put_bytes, put_number};
 use super::weights_in_file::{Slim, with_weights_in_file};
@@ -17,30 +18,8 @@ pub(super) fn differing_floats(name: &str, shape: &[u64]) -> Vec<u8> {
 
 /// `ValueInfoProto` of floats.
 pub(super) fn value(name: &str, sizes: &[u64]) -> Vec<u8> {
-    let (mut shape, mut tensor, mut of_type, mut info) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for &size in sizes {
-        let mut dimension = Vec::new();
-        put_number(&mut dimension, proto::dimension::SIZE, size);
-        put_bytes(&mut shape, 1, &dimension);
-    }
-    put_number(&mut tensor, 1, proto::tensor::FLOAT);
-    put_bytes(&mut tensor, 2, &shape);
-    put_bytes(&mut of_type, 1, &tensor);
-    put_bytes(&mut info, proto::value_info::NAME, name.as_bytes());
-    put_bytes(&mut info, 2, &of_type);
-    info
-}
-
-/// The `NodeProto` with one more attribute.
-pub(super) fn with_integers(mut node: Vec<u8>, name: &str, integers: &[u64]) -> Vec<u8> {
-    let mut attribute = Vec::new();
-    put_bytes(&mut attribute, proto::attribute::NAME, name.as_bytes());
-    for &integer in integers {
-        put_number(&mut attribute, proto::attribute::INTEGERS, integer);
-    }
-    put_number(&mut attribute, proto::attribute::TYPE, proto::attribute::TYPE_INTEGERS);
-    put_bytes(&mut node, proto::node::ATTRIBUTE, &attribute);
-    node
+    let dimensions: Vec<_> = sizes.iter().map(|&size| Dimension::Fixed(size)).collect();
+    value_info(name, proto::tensor::FLOAT, &dimensions)
 }
 
 /// Writes a model into `folder`, and reads it without its weights. `inputs` and `outputs` are [`value`]s.

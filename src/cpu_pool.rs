@@ -32,16 +32,20 @@ impl CpuPool {
         Ok(Self(Some(builder.build()?)))
     }
 
-    /// Runs `work` on the pool, first come, first served. Work whose caller has gone is not begun.
+    /// Has `work` run on the pool, first come, first served, whether or not its end is waited for. Work whose caller has gone is not begun.
     ///
     /// # Errors
     /// The work panicked.
-    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Panicked> {
-        let runtime = self.0.as_ref().ok_or_else(Panicked::dropped)?;
+    pub fn run<T: Send + 'static, F: FnOnce() -> T + Send + 'static>(
+        &self,
+        work: F,
+    ) -> impl Future<Output = Result<T, Panicked>> + Send + use<T, F> {
         // A set takes back what has not begun when it is dropped.
         let mut set = JoinSet::new();
-        set.spawn_blocking_on(work, runtime.handle());
-        set.join_next().await.ok_or_else(Panicked::dropped)?.map_err(Panicked::from)
+        if let Some(runtime) = &self.0 {
+            set.spawn_blocking_on(work, runtime.handle());
+        }
+        async move { set.join_next().await.ok_or_else(Panicked::dropped)?.map_err(Panicked::from) }
     }
 }
 

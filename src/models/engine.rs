@@ -263,18 +263,16 @@ impl<B: Binding> Engine<B> {
         self.queue.announce()
     }
 
-    /// Puts an item into the queue. The answer comes through the channel, which closes unanswered only if the worker is lost.
-    pub(super) fn submit(&self, item: B::Item, ticket: Ticket) -> Result<Pending, InferenceError> {
-        let (reply, answer) = oneshot::channel();
-        self.queue.push(Job { input: item, deadline: ticket.deadline, reply, permit: ticket.permit })?;
-        Ok(Pending(answer))
+    /// Puts an item into the queue. Once it is there, `reply` closes unanswered only if the worker is lost.
+    pub(super) fn submit(&self, item: B::Item, ticket: Ticket, reply: Reply) -> Result<(), InferenceError> {
+        self.queue.push(Job { input: item, deadline: ticket.deadline, reply, permit: ticket.permit })
     }
 
     /// Puts an item of the engine's own before those that wait, however many they are.
     pub(super) fn submit_ahead(&self, item: B::Item, deadline: Instant) -> Result<Pending, InferenceError> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, pending) = Pending::new();
         self.queue.push_ahead(Job { input: item, deadline, reply, permit: None })?;
-        Ok(Pending(answer))
+        Ok(pending)
     }
 
     /// Why the engine cannot answer at present, if it cannot.
@@ -310,10 +308,19 @@ impl<B: Binding> Drop for Engine<B> {
     }
 }
 
+/// Where an answer goes.
+pub(super) type Reply = oneshot::Sender<Result<Answer<Vec<f32>>, InferenceError>>;
+
 /// An answer that is on its way.
 pub(super) struct Pending(oneshot::Receiver<Result<Answer<Vec<f32>>, InferenceError>>);
 
 impl Pending {
+    /// An answer, and where it is to go. One that cannot come any more is [`InferenceError::Closed`].
+    pub(super) fn new() -> (Reply, Self) {
+        let (reply, answer) = oneshot::channel();
+        (reply, Self(answer))
+    }
+
     /// Waits for the answer.
     pub(super) async fn answer(self) -> Result<Answer<Vec<f32>>, InferenceError> {
         Self::check(self.0.await.unwrap_or(Err(InferenceError::Closed))?)

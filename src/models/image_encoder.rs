@@ -6,7 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use ndarray::{Array4, ArrayViewMut3, Axis, CowArray, IxDyn, s};
 
-use super::engine::{Engine, EngineSource};
+use super::engine::{Engine, EngineSource, Pending};
 use super::graph_model::Binding;
 use super::probe::{self, Probe};
 use super::text_encoder::{TokenBinding, constant_shape};
@@ -74,7 +74,9 @@ impl ImageEncoder {
         let engine = Arc::clone(&self.engine);
         let processor = Arc::clone(&self.processor);
         let (limits, mode) = (self.decode_limits, self.decode_mode);
+        let decode_duration = self.metrics.decode_duration.clone();
         let announcement = engine.announce();
+        let (reply, pending) = Pending::new();
         let prepare = move || {
             if ticket.deadline <= Instant::now() {
                 return Err(InferenceError::DeadlineExceeded.into());
@@ -87,14 +89,19 @@ impl ImageEncoder {
                 None => processor.read(&image, &limits, mode)?,
             };
             let decode = started.elapsed();
+            decode_duration.observe(decode.as_secs_f64());
             // The body's memory is given back before the wait in the queue.
             drop(image);
             drop(announcement);
-            Ok::<_, PredictError>((engine.submit(prepared, ticket)?, decode))
+            engine.submit(prepared, ticket, reply)?;
+            Ok::<_, PredictError>(decode)
         };
-        let (pending, decode) = pool.run(prepare).await??;
-        self.metrics.decode_duration.observe(decode.as_secs_f64());
-        let answer = pending.answer().await?;
+        let preparing = pool.run(prepare);
+        // To be woken when the image is ready would take a core from the run that has just begun.
+        let answer = pending.answer().await;
+        // What went wrong before the queue is told first: then there is no answer.
+        let decode = preparing.await??;
+        let answer = answer?;
         let timings = Timings { decode, queue: answer.queue, inference: answer.inference };
         Ok((answer.output, timings))
     }

@@ -120,7 +120,11 @@ impl TextEncoder {
         let most = (self.engine.settings.max_queue_size / 2).clamp(1, MOST_AT_ONCE);
         while !encoded.is_empty() {
             let some = encoded.split_off(encoded.len().saturating_sub(most));
-            let submit = |(prompt, tokens)| Ok((prompt, self.engine.submit(tokens, ticket.clone())?));
+            let submit = |(prompt, tokens)| {
+                let (reply, pending) = Pending::new();
+                self.engine.submit(tokens, ticket.clone(), reply)?;
+                Ok((prompt, pending))
+            };
             let (prompts, pending): (Vec<String>, Vec<Pending>) =
                 some.into_iter().map(submit).collect::<Result<_, PredictError>>()?;
             let answers = try_join_all(pending.into_iter().map(Pending::answer)).await?;

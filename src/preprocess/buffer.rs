@@ -33,8 +33,8 @@ pub(super) fn give_back(buffer: Vec<u8>) {
             sum += buffer.capacity();
             sum <= MOST_KEPT
         });
-        // A picture takes its pixels, its planes and its data.
-        kept.drain(..kept.len().saturating_sub(3));
+        // A picture takes its pixels, its planes, its data and its resized rows.
+        kept.drain(..kept.len().saturating_sub(4));
     });
 }
 
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn no_more_are_kept_than_a_picture_takes() {
-        (1..6).for_each(|length| give_back(vec![0; length]));
-        assert_eq!(KEPT.take().iter().map(Vec::len).collect::<Vec<_>>(), [3, 4, 5]);
+        (1..7).for_each(|length| give_back(vec![0; length]));
+        assert_eq!(KEPT.take().iter().map(Vec::len).collect::<Vec<_>>(), [3, 4, 5, 6]);
     }
 }

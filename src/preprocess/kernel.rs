@@ -3,7 +3,9 @@
 //! Source: `aten/src/ATen/native/cpu/UpSampleKernel.cpp` of PyTorch, `_compute_index_ranges_int16_weights`.
 //! `fast_image_resize` computes the same; this one computes no more than a crop shows.
 
+use std::cell::RefCell;
 use std::ops::Range;
+use std::rc::Rc;
 
 use super::simd;
 
@@ -77,9 +79,36 @@ pub(super) struct Kernel {
 /// So many weights are taken at a time where they are vectorised.
 pub(super) const LANES: usize = 4;
 
+/// So many kernels each thread keeps: pictures often come in one size, and a kernel takes a twentieth of what resizing them does.
+const MOST_KEPT: usize = 4;
+
+/// Kernels with more weights are not kept.
+const MOST_WEIGHTS_KEPT: usize = 1 << 14;
+
+type Key = (Filter, usize, usize, Range<usize>);
+
+thread_local! {
+    /// The last used one last.
+    static KEPT: RefCell<Vec<(Key, Rc<Kernel>)>> = const { RefCell::new(Vec::new()) };
+}
+
 impl Kernel {
-    /// The kernel that takes an axis of `source` pixels to `target` pixels, for the target pixels in `window`.
-    pub(super) fn new(filter: Filter, source: usize, target: usize, window: Range<usize>) -> Self {
+    /// The kernel that takes an axis of `source` pixels to `target` pixels, for the target pixels in `window`: one that this thread has
+    /// kept, or a new one.
+    pub(super) fn of(filter: Filter, source: usize, target: usize, window: Range<usize>) -> Rc<Self> {
+        KEPT.with_borrow_mut(|kept| {
+            let wanted = (filter, source, target, window.clone());
+            let found = kept.iter().position(|(key, _)| *key == wanted).map(|index| kept.remove(index).1);
+            let kernel = found.unwrap_or_else(|| Rc::new(Self::new(filter, source, target, window)));
+            if kernel.weights.len() <= MOST_WEIGHTS_KEPT {
+                kept.drain(..(kept.len() + 1).saturating_sub(MOST_KEPT));
+                kept.push((wanted, Rc::clone(&kernel)));
+            }
+            kernel
+        })
+    }
+
+    fn new(filter: Filter, source: usize, target: usize, window: Range<usize>) -> Self {
         let sources = sources(filter, source, target, window.clone());
         let reach = |index| source_range(filter, source, target, index).len();
         let taps = window.clone().map(reach).max().unwrap_or(0).next_multiple_of(LANES);
@@ -216,6 +245,17 @@ mod tests {
             kernel.round(kernel.half() + products.sum::<i32>())
         };
         kernel.each().map(sum).collect()
+    }
+
+    #[test]
+    fn kernels_of_the_last_sizes_are_kept() {
+        let of = |source: usize| Kernel::of(Filter::Bilinear, source, 10, 0..10);
+        let first = of(20);
+        assert!(Rc::ptr_eq(&first, &of(20)) && !Rc::ptr_eq(&first, &Kernel::of(Filter::Bicubic, 20, 10, 0..10)));
+        (30..30 + MOST_KEPT).for_each(|source| drop(of(source)));
+        assert!(!Rc::ptr_eq(&first, &of(20)));
+        let large = of(10 * MOST_WEIGHTS_KEPT);
+        assert!(!Rc::ptr_eq(&large, &of(10 * MOST_WEIGHTS_KEPT)) && KEPT.with_borrow(Vec::len) == MOST_KEPT);
     }
 
     proptest! {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use fast_image_resize as fir;
 use fir::images::{Image, ImageRef};
 
+use super::buffer;
 use super::kernel::{self, Filter, Kernel, nearest_sources};
 use super::simd;
 use super::window::Margins;
@@ -67,7 +68,7 @@ fn resize_by(by_window: bool, source: &Picture<'_>, target: Target) -> Vec<u8> {
         return nearest(source, size, rows, columns);
     }
     // An axis that keeps its length is not resampled.
-    let vertical = (source.size.0 != size.0).then(|| Kernel::new(filter, source.size.0, size.0, rows.clone()));
+    let vertical = (source.size.0 != size.0).then(|| Kernel::of(filter, source.size.0, size.0, rows.clone()));
     let needed = vertical.as_ref().map_or(rows.clone(), |kernel| kernel.sources.clone());
     // The other vectorised resizer wants whole columns to see the same kernel.
     let whole = vertical.is_some() && size.0 <= rows.len() * WASTE && !by_window;
@@ -83,7 +84,11 @@ fn resize_by(by_window: bool, source: &Picture<'_>, target: Target) -> Vec<u8> {
                 data.drain(..rows.start * width * 3);
                 data
             }
-            None => kernel.vertical(&strip, width * 3, needed.start),
+            None => {
+                let data = kernel.vertical(&strip, width * 3, needed.start);
+                buffer::give_back(strip);
+                data
+            }
         },
     }
 }
@@ -107,7 +112,7 @@ fn resize_width(
             return if columns.len() == target { data } else { crop_columns(&data, target, columns) };
         }
     }
-    Kernel::new(filter, source, target, columns).horizontal(pixels, shown, cut)
+    Kernel::of(filter, source, target, columns).horizontal(pixels, shown, cut)
 }
 
 /// Resizes columns of RGB pixels to `target` pixels.

@@ -10,7 +10,7 @@ pub(super) fn is_available() -> bool {
     return false;
 }
 
-/// [`Kernel::horizontal`] for rows of `stride` bytes, if it can be done here.
+/// [`Kernel::horizontal`] in memory of [`super::buffer`] for rows of `stride` bytes, if it can be done here.
 pub(super) fn horizontal(kernel: &Kernel, pixels: &[u8], stride: usize, first: usize) -> Option<Vec<u8>> {
     #[cfg(target_arch = "x86_64")]
     if is_available() {
@@ -38,6 +38,7 @@ pub(super) fn vertical(kernel: &Kernel, pixels: &[u8], stride: usize, first: usi
 mod avx2 {
     use std::arch::x86_64::*;
 
+    use super::super::buffer;
     use super::super::kernel::{Kernel, LANES};
 
     /// Rows that are resampled side by side.
@@ -49,7 +50,7 @@ mod avx2 {
     pub(super) fn horizontal(kernel: &Kernel, pixels: &[u8], stride: usize, first: usize) -> Vec<u8> {
         let target = kernel.starts.len() * 3;
         let rows = pixels.len() / stride.max(1);
-        let mut output = vec![0; rows * target];
+        let mut output = buffer::take(rows * target);
         // Blocks reach beyond what they are read for, so the last rows are read from a longer copy.
         let beyond = BLOCK * (1 + kernel.taps / LANES);
         let copied = pixels.len().saturating_sub(beyond) / (ROWS * stride).max(1) * ROWS;

@@ -1,5 +1,8 @@
 //! What a picture's pixels depend on beside its coefficients: sizes, tables, and where the entropy-coded data begins.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use super::super::{START_OF_SCAN, next_marker, next_segment, stands_alone};
 use super::huffman::{AcCode, Code};
 
@@ -89,8 +92,37 @@ impl<'b> Frame<'b> {
         }
     }
 
+    /// As [`Self::new_codes`]; those of the thread's last picture, if they are the same: few encoders make codes for each picture.
+    pub(super) fn codes(&self) -> Option<Rc<Codes>> {
+        thread_local! {
+            static LAST: RefCell<Option<(Vec<u8>, Rc<Codes>)>> = const { RefCell::new(None) };
+        }
+        let told = self.told_codes()?;
+        if let Some(codes) =
+            LAST.with_borrow(|last| last.as_ref().filter(|last| last.0 == told).map(|last| Rc::clone(&last.1)))
+        {
+            return Some(codes);
+        }
+        let codes = Rc::new(self.new_codes()?);
+        LAST.set(Some((told, Rc::clone(&codes))));
+        Some(codes)
+    }
+
+    /// All that the file tells of the codes that are used.
+    fn told_codes(&self) -> Option<Vec<u8>> {
+        let mut told = Vec::new();
+        for Component { codes: (dc, ac), .. } in &self.components {
+            for (number, (counts, symbols)) in [(*dc, self.tables[0][*dc]?), (*ac, self.tables[1][*ac]?)] {
+                told.push(number as u8);
+                told.extend_from_slice(counts);
+                told.extend_from_slice(symbols);
+            }
+        }
+        Some(told)
+    }
+
     /// Each component's Huffman codes for DC and AC coefficients, by their numbers in [`Component::codes`].
-    pub(super) fn codes(&self) -> Option<Codes> {
+    fn new_codes(&self) -> Option<Codes> {
         // A file may hold any number of tables, of which these are used.
         let mut codes = Codes::default();
         for Component { codes: (dc, ac), .. } in &self.components {

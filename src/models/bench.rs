@@ -13,7 +13,7 @@ use super::bench_report::{
 use super::graph_model::GraphModel;
 use super::image_encoder::{ImageBinding, ImageEncoder};
 use super::opener::{BatchSizes, Use, Warmed, providers};
-use super::timing::{batch_sizes, median, runs_per_second, timed_runs, timed_with_preparation};
+use super::timing::{Span, batch_sizes, median, runs_per_second, timed_runs, timed_with_preparation};
 use super::tuning::{Latitude, choose};
 use super::{GraphInfo, LoadError, LoadedModel, PredictError};
 use crate::batching::{Model, Role};
@@ -220,17 +220,17 @@ fn inference_cost(
     images: &[PreparedImage],
     request: &BenchRequest,
 ) -> Result<InferenceCost, LoadError> {
-    let (time, least) = (request.time, request.least_runs());
+    let span = Span { time: request.time, least: request.least_runs(), keeps_all_busy: true };
     let batch: Vec<PreparedImage> = images.iter().cycle().take(batch_size).cloned().collect();
     let run = |model: &mut GraphModel<ImageBinding>| model.run(&batch).map(drop).map_err(LoadError::System);
     // The first of a size is slow.
-    timed_runs(sessions, Duration::ZERO, 1, run)?;
+    timed_runs(sessions, Span::of(Duration::ZERO), run)?;
     // As in the server.
     use_huge_pages();
     let cpu = cpu_time(ClockId::ProcessCPUTime);
-    let timed = timed_runs(sessions, time, least, run)?;
+    let timed = timed_runs(sessions, span, run)?;
     let cpu = cpu_time(ClockId::ProcessCPUTime).saturating_sub(cpu);
-    let measured = runs_per_second(&timed) * batch_size as f64;
+    let per_second = runs_per_second(&timed) * batch_size as f64;
     let served_per_second = if request.with_preparation {
         let turn = AtomicUsize::new(0);
         let prepare = || {
@@ -238,24 +238,22 @@ fn inference_cost(
             // It has been prepared before, so it can be.
             drop(encoder.prepare(&request.images[turn % request.images.len()]));
         };
-        let timed = timed_with_preparation(sessions, time, least, batch_size, &prepare, run)?;
+        let timed = timed_with_preparation(sessions, span, batch_size, &prepare, run)?;
         Some(runs_per_second(&timed) * batch_size as f64)
     } else {
         None
     };
+    let all_runs: usize = timed.iter().map(|session| session.runs.len() + session.more).sum();
     let mut runs: Vec<Duration> = timed.into_iter().flat_map(|session| session.runs).collect();
     let fastest = runs.iter().min().copied().unwrap_or_default();
-    let cpu_ms = ms(cpu) / (runs.len() * batch_size) as f64;
-    // Where sessions are more than the cores, a few long runs that end beside fewer others look faster than the cores are.
-    let possible = if way.provider.is_on_cpu() { usable_cores() as f64 * 1e3 / cpu_ms } else { f64::INFINITY };
     Ok(InferenceCost {
         way,
         batch_size,
         runs: runs.len(),
-        cpu_ms,
+        cpu_ms: ms(cpu) / (all_runs * batch_size) as f64,
         run_ms: ms(median(&mut runs)),
         fastest_ms: ms(fastest),
-        per_second: measured.min(possible),
+        per_second,
         served_per_second,
     })
 }

@@ -9,7 +9,7 @@ use super::LoadError;
 use super::graph_model::{Binding, GraphModel};
 use super::opener::{BatchSizes, Opener, Plan, Use, Warmed};
 use super::timing::{
-    Preparation, TimedRuns, batch_sizes, mean, median, runs_per_second, timed_runs, timed_with_preparation,
+    Preparation, Span, TimedRuns, batch_sizes, mean, median, runs_per_second, timed_runs, timed_with_preparation,
 };
 use super::tuning::{FEW, Speed, best_per_second, gains_end};
 use crate::batching::Role;
@@ -185,7 +185,7 @@ impl<B: Binding> Contender<B> {
             let size = self.turns[index].0;
             if is_first {
                 // The first run of a size is slow.
-                timed_runs(&mut self.sessions, Duration::ZERO, 1, |model| samples(model, size))?;
+                timed_runs(&mut self.sessions, Span::of(Duration::ZERO), |model| samples(model, size))?;
             }
             let mut turn = Err(LoadError::System("no turn was taken".to_owned()));
             quietly(&mut || turn = take_turn(&mut self.sessions, size, index < FEW, preparation))?;
@@ -244,10 +244,10 @@ fn take_turn<B: Binding>(
     preparation: Option<&Preparation<'_>>,
 ) -> Result<Turn, LoadError> {
     let run = |model: &mut GraphModel<B>| samples(model, size);
-    let alone = if also_alone { timed_runs(sessions, ALONE, 1, run)? } else { Vec::new() };
+    let alone = if also_alone { timed_runs(sessions, Span::of(ALONE), run)? } else { Vec::new() };
     let timed = match preparation {
-        None => timed_runs(sessions, TURN, 1, run)?,
-        Some(preparation) => timed_with_preparation(sessions, TURN, 1, size, preparation, run)?,
+        None => timed_runs(sessions, Span::of(TURN), run)?,
+        Some(preparation) => timed_with_preparation(sessions, Span::of(TURN), size, preparation, run)?,
     };
     let per_second = runs_per_second(&timed) * size as f64;
     let runs = if also_alone { alone } else { timed };

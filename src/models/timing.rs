@@ -31,11 +31,28 @@ pub(super) fn batch_sizes(max: usize) -> Vec<usize> {
     powers.chain([max]).collect()
 }
 
+/// How long sessions are timed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Span {
+    pub(super) time: Duration,
+    /// Runs of each session, however long they take.
+    pub(super) least: usize,
+    /// Are all busy before the first run that counts of any, and until the last one has ended what it began in the time? Where they share
+    /// cores, or wait for each other, the first ones and the last ones would otherwise look faster than all can be together.
+    pub(super) keeps_all_busy: bool,
+}
+
+impl Span {
+    /// For sessions that have cores of their own.
+    pub(super) fn of(time: Duration) -> Self {
+        Self { time, least: 1, keeps_all_busy: false }
+    }
+}
+
 /// As [`timed_runs`] of `size` items each, with as many being prepared meanwhile, by as many threads as there are cores.
 pub(super) fn timed_with_preparation<B: Binding>(
     sessions: &mut [Warmed<B>],
-    time: Duration,
-    least: usize,
+    span: Span,
     size: usize,
     preparation: &Preparation<'_>,
     run: impl Fn(&mut GraphModel<B>) -> Result<(), LoadError> + Sync,
@@ -44,7 +61,7 @@ pub(super) fn timed_with_preparation<B: Binding>(
         // As under a load that fills batches, the next ones are there when these have been run.
         backlog.order(size * sessions.len());
         drop(backlog.await_prepared(size * sessions.len()));
-        timed_runs(sessions, time, least, |model| {
+        timed_runs(sessions, span, |model| {
             // Another batch is prepared while this one runs.
             backlog.order(size);
             let outcome = run(model);
@@ -132,39 +149,31 @@ fn with_preparation<T>(preparation: &Preparation<'_>, measure: impl FnOnce(&Back
 
 /// What one session did while it was timed.
 pub(super) struct TimedRuns {
-    /// From the start of the first run to the end of the last.
+    /// From the start of the first run that counts to the end of the last.
     pub(super) time: Duration,
-    /// Each run.
+    /// Each of those.
     pub(super) runs: Vec<Duration>,
+    /// Further runs, before and after these, which only kept the others company.
+    pub(super) more: usize,
 }
 
-/// Runs per second of all sessions together, for as long as all of them ran: where they are more than the cores, those that end last
-/// have cores to themselves for a while, and would look faster than they can be together.
+/// Runs per second of all sessions together. Each counts by its own time: up to the end of the one that is done first, those that the
+/// cores have favoured so far would look as if they went on like that.
 pub(super) fn runs_per_second(sessions: &[TimedRuns]) -> f64 {
-    let window = sessions.iter().map(|session| session.time.as_secs_f64()).fold(f64::INFINITY, f64::min);
-    let within = |session: &TimedRuns| {
-        let mut left = window;
-        let parts = session.runs.iter().map(|run| {
-            let part = (left / run.as_secs_f64()).clamp(0.0, 1.0);
-            left -= run.as_secs_f64();
-            part
-        });
-        parts.sum::<f64>()
-    };
-    sessions.iter().map(within).sum::<f64>() / window
+    sessions.iter().map(|session| session.runs.len() as f64 / session.time.as_secs_f64()).sum()
 }
 
-/// Repeats `run` in all sessions at once, for the time given and at least so many times. None stops before all have had enough:
-/// where they are more than the cores, the others would then be faster than they can be together.
+/// Repeats `run` in all sessions at once. None stops before all have had enough: where they are more than the cores, the others would
+/// then be faster than they can be together.
 pub(super) fn timed_runs<B: Binding>(
     sessions: &mut [Warmed<B>],
-    time: Duration,
-    least: usize,
+    Span { time, least, keeps_all_busy }: Span,
     run: impl Fn(&mut GraphModel<B>) -> Result<(), LoadError> + Sync,
 ) -> Result<Vec<TimedRuns>, LoadError> {
     let start = Barrier::new(sessions.len());
-    let unsatisfied = AtomicUsize::new(sessions.len());
-    let (start, unsatisfied, run) = (&start, &unsatisfied, &run);
+    // Those that have not had enough, and those that have not ended what they began meanwhile.
+    let [unsatisfied, timed] = [(); 2].map(|()| AtomicUsize::new(sessions.len()));
+    let (start, unsatisfied, timed, run) = (&start, &unsatisfied, &timed, &run);
     std::thread::scope(|scope| {
         let threads = sessions.iter_mut().map(|session| {
             scope.spawn(move || {
@@ -173,8 +182,12 @@ pub(super) fn timed_runs<B: Binding>(
                     let _ = catch_unwind(AssertUnwindSafe(|| run(&mut session.model)));
                 }
                 start.wait();
+                let (mut runs, mut more, mut satisfied, mut end) = (Vec::new(), 0, false, None);
+                if keeps_all_busy {
+                    let _ = catch_unwind(AssertUnwindSafe(|| run(&mut session.model)));
+                    more += 1;
+                }
                 let begin = Instant::now();
-                let (mut runs, mut satisfied) = (Vec::new(), false);
                 let outcome = loop {
                     let one = Instant::now();
                     // The others wait for a word of this session, also where it panics.
@@ -182,22 +195,32 @@ pub(super) fn timed_runs<B: Binding>(
                     if let Err(error) = outcome.unwrap_or_else(|_| Err(panicked())) {
                         break Err(error);
                     }
-                    runs.push(one.elapsed());
+                    match end {
+                        None => runs.push(one.elapsed()),
+                        Some(_) => more += 1,
+                    }
                     // Long runs say enough by themselves.
                     let enough = runs.len() >= least && begin.elapsed() >= time || begin.elapsed() > time * 4;
                     if enough && !satisfied {
                         satisfied = true;
                         unsatisfied.fetch_sub(1, Ordering::Relaxed);
                     }
-                    if unsatisfied.load(Ordering::Relaxed) == 0 {
-                        break Ok(());
+                    if end.is_none() && unsatisfied.load(Ordering::Relaxed) == 0 {
+                        end = Some(begin.elapsed());
+                        timed.fetch_sub(1, Ordering::Relaxed);
+                    }
+                    if let Some(time) = end
+                        && (!keeps_all_busy || timed.load(Ordering::Relaxed) == 0)
+                    {
+                        break Ok(time);
                     }
                 };
-                if !satisfied && outcome.is_err() {
-                    // The others do not wait for what has failed.
-                    unsatisfied.fetch_sub(1, Ordering::Relaxed);
+                // The others do not wait for what has failed.
+                if outcome.is_err() {
+                    unsatisfied.fetch_sub(usize::from(!satisfied), Ordering::Relaxed);
+                    timed.fetch_sub(usize::from(end.is_none()), Ordering::Relaxed);
                 }
-                outcome.map(|()| TimedRuns { time: begin.elapsed(), runs })
+                outcome.map(|time| TimedRuns { time, runs, more })
             })
         });
         let threads: Vec<_> = threads.collect();
@@ -214,20 +237,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_time_in_which_all_sessions_ran_counts() {
+    fn each_session_counts_by_its_own_time() {
         let session = |milliseconds: &[u64]| {
             let runs: Vec<Duration> = milliseconds.iter().map(|&time| Duration::from_millis(time)).collect();
-            TimedRuns { time: runs.iter().sum(), runs }
+            TimedRuns { time: runs.iter().sum(), runs, more: 1 }
         };
-        let alike = [session(&[100, 100]), session(&[100, 100])];
-        assert!((runs_per_second(&alike) - 20.0).abs() < 1e-9);
-        // A session of shorter runs.
-        let uneven = [session(&[100, 100]), session(&[100, 50, 50])];
-        assert!((runs_per_second(&uneven) - 25.0).abs() < 1e-9);
-        let late = [session(&[100]), session(&[100, 50])];
-        assert!((runs_per_second(&late) - 20.0).abs() < 1e-9);
-        let half = [session(&[100]), session(&[200])];
-        assert!((runs_per_second(&half) - 15.0).abs() < 1e-9);
+        assert!((runs_per_second(&[session(&[100, 100]), session(&[100, 50, 50])]) - 25.0).abs() < 1e-9);
+        assert!((runs_per_second(&[session(&[100]), session(&[200])]) - 15.0).abs() < 1e-9);
     }
 
     #[test]

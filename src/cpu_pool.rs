@@ -32,7 +32,7 @@ impl CpuPool {
         Ok(Self(Some(builder.build()?)))
     }
 
-    /// Has `work` run on the pool, first come, first served, whether or not its end is waited for. Work whose caller has gone is not begun.
+    /// Hands `work` to the pool at once, which runs it first come, first served. Who drops the future takes back work that has not begun.
     ///
     /// # Errors
     /// The work panicked.

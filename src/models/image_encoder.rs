@@ -193,11 +193,10 @@ impl Binding for ImageBinding {
             let declared: Vec<_> =
                 input.shape.iter().map(|size| size.map_or("?".to_owned(), |size| size.to_string())).collect();
             return Err(format!(
-                "input '{}' has shape [{}], but the image processor gives [batch, 3, {}, {}]",
+                "input '{}' has shape [{}], but the image processor gives [batch, {}]",
                 input.name,
                 declared.join(", "),
-                self.height,
-                self.width
+                wanted.map(|size| size.to_string()).join(", ")
             ));
         }
         let others = inputs.iter().filter(|other| other.name != input.name);

@@ -43,7 +43,7 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// For sessions that have cores of their own.
+    /// For sessions that have cores of their own, or are compared with others that share them alike.
     pub(super) fn of(time: Duration) -> Self {
         Self { time, least: 1, keeps_all_busy: false }
     }
@@ -177,15 +177,19 @@ pub(super) fn timed_runs<B: Binding>(
     std::thread::scope(|scope| {
         let threads = sessions.iter_mut().map(|session| {
             scope.spawn(move || {
-                // For another batch size, it prepares for each thread anew. A failure shows again.
-                if session.model.graph.prepares_for_each_thread() {
-                    let _ = catch_unwind(AssertUnwindSafe(|| run(&mut session.model)));
-                }
-                start.wait();
                 let (mut runs, mut more, mut satisfied, mut end) = (Vec::new(), 0, false, None);
-                if keeps_all_busy {
+                // A failure shows again.
+                let mut run_before = |session: &mut Warmed<B>| {
                     let _ = catch_unwind(AssertUnwindSafe(|| run(&mut session.model)));
                     more += 1;
+                };
+                // For another batch size, it prepares for each thread anew.
+                if session.model.graph.prepares_for_each_thread() {
+                    run_before(session);
+                }
+                start.wait();
+                if keeps_all_busy {
+                    run_before(session);
                 }
                 let begin = Instant::now();
                 let outcome = loop {

@@ -1,4 +1,4 @@
-//! Memory for what one picture is decoded in, kept by each thread for the next one.
+//! Memory for what one picture is decoded and resized in, kept by each thread for the next one.
 
 use std::cell::RefCell;
 

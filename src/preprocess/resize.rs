@@ -75,9 +75,13 @@ fn resize_by(by_window: bool, source: &Picture<'_>, target: Target) -> Vec<u8> {
     let needed = if whole { 0..source.size.0 } else { needed };
     let stride = shown.1 * 3;
     let strip = &source.pixels[(needed.start - cut.top) * stride..(needed.end - cut.top) * stride];
-    let strip = resize_width(by_window, strip, (source.size.1, cut.sides), size.1, filter, columns);
+    let mut strip = resize_width(by_window, strip, (source.size.1, cut.sides), size.1, filter, columns);
     match vertical {
-        None => strip,
+        // It may lie in memory that was of a larger picture, and will wait in a queue.
+        None => {
+            strip.shrink_to_fit();
+            strip
+        }
         Some(kernel) => match whole.then(|| resize_height(&strip, width, size.0, filter)).flatten() {
             Some(mut data) => {
                 data.truncate(rows.end * width * 3);

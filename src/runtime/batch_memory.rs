@@ -2,6 +2,8 @@
 #![expect(unsafe_code, reason = "pinned memory comes as a pointer")]
 
 use std::fmt::Debug;
+use std::mem::MaybeUninit;
+use std::slice;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ndarray::{Array4, ArrayView4, ArrayViewMut4, s};
@@ -26,7 +28,7 @@ impl Pinning {
     }
 }
 
-/// What a batch may consist of. All bits 0 is its default.
+/// What a batch may consist of.
 pub trait Element: PrimitiveTensorElementType + Debug + Copy + Default + Send + Sync + 'static {}
 
 impl Element for f32 {}
@@ -81,8 +83,11 @@ impl<T: Element> BatchMemory<T> {
             let _no_capture = no_capture();
             let allocator = allocator.lock().unwrap_or_else(PoisonError::into_inner);
             let mut tensor = pinned_or_warn(Tensor::<T>::new(&allocator, shape))?;
-            // SAFETY: the tensor has so many values of its own, which nobody has written yet; all bits 0 is one.
-            unsafe { tensor.data_ptr_mut().cast::<T>().write_bytes(0, shape.iter().product()) };
+            // SAFETY: the tensor has so many values of its own, which nobody has written yet.
+            let values = unsafe {
+                slice::from_raw_parts_mut(tensor.data_ptr_mut().cast::<MaybeUninit<T>>(), shape.iter().product())
+            };
+            values.fill(MaybeUninit::new(T::default()));
             Some(Batch::Pinned(tensor, shape))
         });
         pinned.unwrap_or_else(|| Batch::Pageable(Array4::default(shape)))

@@ -69,7 +69,6 @@ impl Graph {
         let of = |what: &str| format!("{BYTE_PIXELS}/{what}");
         let [planes, numbers, starts, places, all] = ["planes", "numbers", "starts", "places", "table"].map(of);
         let (length, channels) = (table[0].len() as u64, table.len() as u64);
-        let put = |graph: &mut Vec<u8>, field, message: &[u8]| put_bytes(graph, field, message);
         // One channel after the other.
         let values = table.iter().flatten().copied();
         let values = if *element_type == proto::tensor::FLOAT16 {
@@ -77,9 +76,9 @@ impl Graph {
         } else {
             floats(&all, &[length * channels], values)
         };
-        put(&mut graph, proto::graph::INITIALIZER, &values);
+        put_bytes(&mut graph, proto::graph::INITIALIZER, &values);
         let each = (0..channels).map(|channel| (channel * length) as i32);
-        put(&mut graph, proto::graph::INITIALIZER, &integers(&starts, &[channels, 1, 1], each));
+        put_bytes(&mut graph, proto::graph::INITIALIZER, &integers(&starts, &[channels, 1, 1], each));
         let to_planes = with_integers(node("Transpose", &[BYTE_PIXELS], &[&planes], None), "perm", &[0, 3, 1, 2]);
         let nodes = [
             to_planes,
@@ -88,13 +87,13 @@ impl Graph {
             node("Gather", &[&all, &places], &[name], Some(("axis", 0))),
         ];
         for node in &nodes {
-            put(&mut graph, proto::graph::NODE, node);
+            put_bytes(&mut graph, proto::graph::NODE, node);
         }
         for tensor in &self.initializers {
-            put(&mut graph, proto::graph::INITIALIZER, &tensor.bytes);
+            put_bytes(&mut graph, proto::graph::INITIALIZER, &tensor.bytes);
         }
         for node in &self.nodes {
-            put(&mut graph, proto::graph::NODE, &node.bytes);
+            put_bytes(&mut graph, proto::graph::NODE, &node.bytes);
         }
         Ok(graph)
     }

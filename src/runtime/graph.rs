@@ -1,5 +1,6 @@
 //! A graph and the session that computes it: opened on a provider, checked, run on batches.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -108,9 +109,9 @@ impl Graph {
             let counts = nodes_by_provider(&session)?;
             Ok::<_, RuntimeError>((session, counts))
         };
-        // Others make fewer copies, so it is done where the graph is rewritten only.
-        let is_slim = provider == ExecutionProvider::OpenVino || options.pixel_table.is_some();
-        let slim = if is_slim { with_weights_in_file(path)? } else { None };
+        // Others make fewer copies, so for them it is done only where pictures shall come as bytes.
+        let shall_be_slim = provider == ExecutionProvider::OpenVino || options.pixel_table.is_some();
+        let slim = if shall_be_slim { with_weights_in_file(path)? } else { None };
         let mut mapped = Vec::new();
         if provider == ExecutionProvider::OpenVino {
             mapped.push(path.to_owned());
@@ -129,9 +130,13 @@ impl Graph {
             Some(table) => Some(with_byte_pixels(slim.map_or_else(|| whole(path), Ok)?, path, table)?),
             None => slim,
         };
-        // The cpu provider, which gets what OpenVINO leaves, would use weights where they lie in the file, at any address.
-        let opened = slim.and_then(|slim| open(Some(slim)).ok());
-        let opened = opened.filter(|(_, counts)| counts.keys().all(|name| name == provider.runtime_name()));
+        let why_not = |reason: &dyn Display| tracing::debug!(file = %path.display(), %reason, "it is opened as it is");
+        let opened = slim.and_then(|slim| open(Some(slim)).inspect_err(|error| why_not(error)).ok());
+        // The cpu provider, which gets what others leave, would use weights where they lie in the file, at any address.
+        let opened = opened.filter(|(_, counts)| {
+            let other = counts.keys().find(|name| *name != provider.runtime_name());
+            other.inspect(|other| why_not(other)).is_none()
+        });
         let (session, counts) = match opened {
             Some(opened) => opened,
             None => open(None)?,

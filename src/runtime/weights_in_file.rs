@@ -1,4 +1,4 @@
-//! A graph without its weights, which stay in its file: what is given to OpenVINO. A graph in a single file is otherwise copied
+//! A graph without its weights, which stay in its file: what is given to OpenVINO, and what is rewritten. A graph in a single file is otherwise copied
 //! whole several times while a session is opened, which takes as long as compiling it, and memory for most of the copies at once.
 
 use std::fs::File;

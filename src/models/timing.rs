@@ -149,9 +149,7 @@ fn with_preparation<T>(preparation: &Preparation<'_>, measure: impl FnOnce(&Back
 
 /// What one session did while it was timed.
 pub(super) struct TimedRuns {
-    /// From the start of the first run that counts to the end of the last.
-    pub(super) time: Duration,
-    /// Each of those.
+    /// Each run that counts, one after the other.
     pub(super) runs: Vec<Duration>,
     /// Further runs, before and after these, which only kept the others company.
     pub(super) more: usize,
@@ -160,7 +158,8 @@ pub(super) struct TimedRuns {
 /// Runs per second of all sessions together. Each counts by its own time: up to the end of the one that is done first, those that the
 /// cores have favoured so far would look as if they went on like that.
 pub(super) fn runs_per_second(sessions: &[TimedRuns]) -> f64 {
-    sessions.iter().map(|session| session.runs.len() as f64 / session.time.as_secs_f64()).sum()
+    let time = |session: &TimedRuns| session.runs.iter().sum::<Duration>().as_secs_f64();
+    sessions.iter().map(|session| session.runs.len() as f64 / time(session)).sum()
 }
 
 /// Repeats `run` in all sessions at once. None stops before all have had enough: where they are more than the cores, the others would
@@ -177,7 +176,7 @@ pub(super) fn timed_runs<B: Binding>(
     std::thread::scope(|scope| {
         let threads = sessions.iter_mut().map(|session| {
             scope.spawn(move || {
-                let (mut runs, mut more, mut satisfied, mut end) = (Vec::new(), 0, false, None);
+                let (mut runs, mut more, mut satisfied, mut counts) = (Vec::new(), 0, false, true);
                 // A failure shows again.
                 let mut run_before = |session: &mut Warmed<B>| {
                     let _ = catch_unwind(AssertUnwindSafe(|| run(&mut session.model)));
@@ -199,9 +198,10 @@ pub(super) fn timed_runs<B: Binding>(
                     if let Err(error) = outcome.unwrap_or_else(|_| Err(panicked())) {
                         break Err(error);
                     }
-                    match end {
-                        None => runs.push(one.elapsed()),
-                        Some(_) => more += 1,
+                    if counts {
+                        runs.push(one.elapsed());
+                    } else {
+                        more += 1;
                     }
                     // Long runs say enough by themselves.
                     let enough = runs.len() >= least && begin.elapsed() >= time || begin.elapsed() > time * 4;
@@ -209,22 +209,20 @@ pub(super) fn timed_runs<B: Binding>(
                         satisfied = true;
                         unsatisfied.fetch_sub(1, Ordering::Relaxed);
                     }
-                    if end.is_none() && unsatisfied.load(Ordering::Relaxed) == 0 {
-                        end = Some(begin.elapsed());
+                    if counts && unsatisfied.load(Ordering::Relaxed) == 0 {
+                        counts = false;
                         timed.fetch_sub(1, Ordering::Relaxed);
                     }
-                    if let Some(time) = end
-                        && (!keeps_all_busy || timed.load(Ordering::Relaxed) == 0)
-                    {
-                        break Ok(time);
+                    if !counts && (!keeps_all_busy || timed.load(Ordering::Relaxed) == 0) {
+                        break Ok(());
                     }
                 };
                 // The others do not wait for what has failed.
                 if outcome.is_err() {
                     unsatisfied.fetch_sub(usize::from(!satisfied), Ordering::Relaxed);
-                    timed.fetch_sub(usize::from(end.is_none()), Ordering::Relaxed);
+                    timed.fetch_sub(usize::from(counts), Ordering::Relaxed);
                 }
-                outcome.map(|time| TimedRuns { time, runs, more })
+                outcome.map(|()| TimedRuns { runs, more })
             })
         });
         let threads: Vec<_> = threads.collect();
@@ -244,10 +242,17 @@ mod tests {
     fn each_session_counts_by_its_own_time() {
         let session = |milliseconds: &[u64]| {
             let runs: Vec<Duration> = milliseconds.iter().map(|&time| Duration::from_millis(time)).collect();
-            TimedRuns { time: runs.iter().sum(), runs, more: 1 }
+            TimedRuns { runs, more: 1 }
         };
-        assert!((runs_per_second(&[session(&[100, 100]), session(&[100, 50, 50])]) - 25.0).abs() < 1e-9);
-        assert!((runs_per_second(&[session(&[100]), session(&[200])]) - 15.0).abs() < 1e-9);
+        let cases = [
+            ([session(&[100, 100]), session(&[100, 100])], 20.0),
+            ([session(&[100, 100]), session(&[100, 50, 50])], 25.0),
+            ([session(&[100]), session(&[100, 100])], 20.0),
+            ([session(&[100]), session(&[200])], 15.0),
+        ];
+        for (sessions, wanted) in cases {
+            assert!((runs_per_second(&sessions) - wanted).abs() < 1e-9, "{wanted}");
+        }
     }
 
     #[test]

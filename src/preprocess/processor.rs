@@ -100,7 +100,7 @@ impl ImageProcessor {
     }
 
     /// What [`PreparedImage::tensor`] makes of each byte of each channel.
-    pub fn pixel_table(&self) -> Arc<[[f32; 256]; 3]> {
+    pub fn pixel_table(&self) -> Arc<Table> {
         Arc::clone(&self.plan.table)
     }
 

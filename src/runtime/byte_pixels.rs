@@ -6,7 +6,8 @@ use std::io;
 use std::path::Path;
 
 use super::onnx_file::Dimension;
-use super::onnx_graph::{Graph, Model, floats, half_floats, integers, node, value_info, with_integers};
+use super::onnx_graph::{Graph, Model};
+use super::onnx_parts::{floats, half_floats, integers, node, value_info, with_integers};
 use super::protobuf::put_bytes;
 use super::weights_in_file::Slim;
 use super::{PixelTable, RuntimeError, onnx_proto as proto};
@@ -107,14 +108,11 @@ mod tests {
     use ndarray::{ArrayD, IxDyn};
     use ort::value::TensorElementType;
 
+    use super::super::test_graphs::fixture;
     use super::super::{Graph as OpenGraph, Runtime, SessionOptions, Tensor};
     use super::*;
 
     const SIDE: usize = 8;
-
-    fn fixture(file: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(file)
-    }
 
     /// Another value for each byte of each channel.
     fn table() -> Arc<PixelTable> {

@@ -120,7 +120,8 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
-    use super::super::onnx_graph::{Model, node, with_integers};
+    use super::super::onnx_graph::Model;
+    use super::super::onnx_parts::{node, with_integers};
     use super::super::test_graphs::{differing_floats, value, write_model};
 
     #[test]

@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use super::onnx_graph::{Graph, Model, Node, SPLIT_BY_INPUT, Tensor, node, sizes};
+use super::onnx_graph::{Graph, Model, Node, SPLIT_BY_INPUT, Tensor};
+use super::onnx_parts::{node, sizes};
 use super::protobuf::put_bytes;
 use super::weights_in_file::Slim;
 use super::{CORE_CACHE, RuntimeError, onnx_proto as proto};

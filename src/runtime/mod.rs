@@ -15,6 +15,7 @@ mod mappings;
 mod memory;
 mod onnx_file;
 mod onnx_graph;
+mod onnx_parts;
 mod onnx_proto;
 mod protobuf;
 mod provider;

@@ -270,11 +270,8 @@ impl<R: BufRead + Seek> Message<'_, R> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::test_graphs::fixture;
     use super::*;
-
-    fn fixture(model: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(model)
-    }
 
     #[test]
     fn element_types_are_those_of_the_stored_weights() {

@@ -3,11 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Cursor};
 
-use half::f16;
-
 use super::onnx_file::Dimension;
+use super::onnx_parts::tensor;
 use super::onnx_proto as proto;
-use super::protobuf::{Message, Value, put_bytes, put_number};
+use super::protobuf::{Message, Value, put_bytes};
 use super::weights_in_file::Place;
 
 /// The first version of ONNX whose `Split` is told the sizes by an input, as here.
@@ -306,107 +305,6 @@ impl Tensor {
         Place { file: place.file.clone(), offset: place.offset + block * length, length }.put(&mut rows);
         Some(rows)
     }
-}
-
-/// `TensorProto`, without its values.
-fn tensor(name: &str, shape: &[u64], data_type: u64) -> Vec<u8> {
-    let mut tensor = Vec::new();
-    for &dimension in shape {
-        put_number(&mut tensor, proto::tensor::DIMENSION, dimension);
-    }
-    put_number(&mut tensor, proto::tensor::DATA_TYPE, data_type);
-    put_bytes(&mut tensor, proto::tensor::NAME, name.as_bytes());
-    tensor
-}
-
-/// `TensorProto` of `values`, each as the bytes that `little_endian` tells.
-fn with_values<T, const N: usize>(
-    (name, shape, data_type): (&str, &[u64], u64),
-    values: impl Iterator<Item = T>,
-    little_endian: impl Fn(T) -> [u8; N],
-) -> Vec<u8> {
-    let mut tensor = tensor(name, shape, data_type);
-    put_bytes(&mut tensor, proto::tensor::RAW_DATA, &values.flat_map(little_endian).collect::<Vec<_>>());
-    tensor
-}
-
-/// `TensorProto`: a list of sizes.
-pub(super) fn sizes(name: &str, sizes: &[u64]) -> Vec<u8> {
-    let shape = [sizes.len() as u64];
-    with_values((name, &shape, proto::tensor::INT64), sizes.iter().copied(), u64::to_le_bytes)
-}
-
-/// `TensorProto`: floats.
-pub(super) fn floats(name: &str, shape: &[u64], values: impl Iterator<Item = f32>) -> Vec<u8> {
-    with_values((name, shape, proto::tensor::FLOAT), values, f32::to_le_bytes)
-}
-
-/// `TensorProto`: floats, each as the nearest one of 16 bits.
-pub(super) fn half_floats(name: &str, shape: &[u64], values: impl Iterator<Item = f32>) -> Vec<u8> {
-    with_values((name, shape, proto::tensor::FLOAT16), values.map(f16::from_f32), f16::to_le_bytes)
-}
-
-/// `TensorProto`: integers of 32 bits.
-pub(super) fn integers(name: &str, shape: &[u64], values: impl Iterator<Item = i32>) -> Vec<u8> {
-    with_values((name, shape, proto::tensor::INT32), values, i32::to_le_bytes)
-}
-
-/// `ValueInfoProto` of a tensor.
-pub(super) fn value_info(name: &str, element_type: u64, dimensions: &[Dimension]) -> Vec<u8> {
-    let (mut shape, mut tensor, mut of_type, mut info) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for dimension in dimensions {
-        let mut told = Vec::new();
-        match dimension {
-            Dimension::Fixed(size) => put_number(&mut told, proto::dimension::SIZE, *size),
-            Dimension::Named(name) => put_bytes(&mut told, proto::dimension::NAME, name.as_bytes()),
-            Dimension::Nameless => {}
-        }
-        put_bytes(&mut shape, proto::tensor_type::DIMENSION, &told);
-    }
-    put_number(&mut tensor, proto::tensor_type::ELEMENT_TYPE, element_type);
-    put_bytes(&mut tensor, proto::tensor_type::SHAPE, &shape);
-    put_bytes(&mut of_type, proto::tensor_type::TENSOR, &tensor);
-    put_bytes(&mut info, proto::value_info::NAME, name.as_bytes());
-    put_bytes(&mut info, proto::value_info::TYPE, &of_type);
-    info
-}
-
-/// The `NodeProto` with one more attribute.
-pub(super) fn with_integers(mut node: Vec<u8>, name: &str, integers: &[u64]) -> Vec<u8> {
-    let mut attribute = Vec::new();
-    put_bytes(&mut attribute, proto::attribute::NAME, name.as_bytes());
-    for &integer in integers {
-        put_number(&mut attribute, proto::attribute::INTEGERS, integer);
-    }
-    put_number(&mut attribute, proto::attribute::TYPE, proto::attribute::TYPE_INTEGERS);
-    put_bytes(&mut node, proto::node::ATTRIBUTE, &attribute);
-    node
-}
-
-/// `NodeProto`, called like its first output.
-pub(super) fn node(
-    operator: &str,
-    inputs: &[&str],
-    outputs: &[impl AsRef<str>],
-    attribute: Option<(&str, u64)>,
-) -> Vec<u8> {
-    let mut node = Vec::new();
-    for input in inputs {
-        put_bytes(&mut node, proto::node::INPUT, input.as_bytes());
-    }
-    for output in outputs {
-        put_bytes(&mut node, proto::node::OUTPUT, output.as_ref().as_bytes());
-    }
-    put_bytes(&mut node, proto::node::NAME, outputs[0].as_ref().as_bytes());
-    put_bytes(&mut node, proto::node::OPERATOR, operator.as_bytes());
-    if let Some((name, integer)) = attribute {
-        let mut attribute = Vec::new();
-        put_bytes(&mut attribute, proto::attribute::NAME, name.as_bytes());
-        put_number(&mut attribute, proto::attribute::INTEGER, integer);
-        put_number(&mut attribute, proto::attribute::TYPE, proto::attribute::TYPE_INTEGER);
-        put_bytes(&mut node, proto::node::ATTRIBUTE, &attribute);
-    }
-    node
 }
 
 type Bytes<'m, 'b> = Message<'m, Cursor<&'b [u8]>>;

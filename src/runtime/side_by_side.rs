@@ -8,7 +8,8 @@ use std::io;
 use std::path::Path;
 
 use super::feature_maps::{Shape, Window};
-use super::onnx_graph::{Graph, Model, Node, SPLIT_BY_INPUT, floats, node, sizes};
+use super::onnx_graph::{Graph, Model, Node, SPLIT_BY_INPUT};
+use super::onnx_parts::{floats, node, sizes};
 use super::protobuf::put_bytes;
 use super::weights_in_file::Slim;
 use super::{CORE_CACHE, RuntimeError, onnx_proto as proto};
@@ -148,7 +149,7 @@ impl Convolution<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::onnx_graph::with_integers;
+    use super::super::onnx_parts::with_integers;
     use super::super::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
     use super::*;
 

@@ -1,15 +1,21 @@
 //! Small ONNX models for the tests of what rewrites graphs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ndarray::{Array2, ArrayD, CowArray};
 
 use super::onnx_file::Dimension;
-use super::onnx_graph::{Graph, Model, floats, value_info};
+use super::onnx_graph::{Graph, Model};
+use super::onnx_parts::{floats, value_info};
 use super::onnx_proto as proto;
 use super::protobuf::{put_bytes, put_number};
 use super::weights_in_file::{Slim, with_weights_in_file};
 use super::{Graph as OpenGraph, Runtime, SessionOptions, Tensor};
+
+/// A file of the models in `tests/fixtures`.
+pub(super) fn fixture(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(file)
+}
 
 /// `TensorProto` of floats that differ.
 pub(super) fn differing_floats(name: &str, shape: &[u64]) -> Vec<u8> {

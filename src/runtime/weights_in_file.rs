@@ -137,10 +137,11 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
+    use super::super::test_graphs::fixture;
     use super::*;
 
     fn graph(model: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(model).join("model.onnx")
+        fixture(model).join("model.onnx")
     }
 
     fn parsed(bytes: &[u8]) -> OnnxFile {

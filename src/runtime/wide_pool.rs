@@ -65,10 +65,11 @@ fn pool_globally(node: &mut [u8]) -> Option<()> {
 mod tests {
     use std::path::PathBuf;
 
+    use super::super::test_graphs::fixture;
     use super::*;
 
     fn graph(model: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(model).join("model.onnx")
+        fixture(model).join("model.onnx")
     }
 
     #[test]

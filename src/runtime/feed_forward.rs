@@ -18,8 +18,6 @@ const COLUMNS: u64 = 64;
 
 /// What may stand between the two matrices: each value comes from the one in its place.
 const ELEMENTWISE: [&str; 10] = ["Add", "Sub", "Mul", "Div", "Pow", "Erf", "Tanh", "Sigmoid", "Relu", "Gelu"];
-/// Operators with graphs inside, which may use any value of the graph around them.
-const NESTING: [&str; 3] = ["If", "Loop", "Scan"];
 
 /// The graph, which is that of the file `path`, with those of its feed-forward layers in blocks that are too large for a core's cache.
 ///
@@ -33,8 +31,7 @@ pub(super) fn in_blocks(slim: Slim, path: &Path) -> Result<Slim, RuntimeError> {
 fn cut(model: &[u8], cache: u64) -> io::Result<Option<Vec<u8>>> {
     let model = Model::read(model)?;
     let graph = &model.graph;
-    let may_be_read_within = graph.nodes.iter().any(|node| NESTING.contains(&node.operator.as_str()));
-    if model.opset < SPLIT_BY_INPUT || may_be_read_within {
+    if model.opset < SPLIT_BY_INPUT || graph.has_graphs_inside() {
         return Ok(None);
     }
     let mut layers: Vec<Layer<'_>> = Vec::new();

@@ -14,6 +14,7 @@ use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
 use super::assignment::{RECORD_KEY, nodes_by_provider};
 use super::batch_memory::Pinning;
 use super::byte_pixels::with_byte_pixels;
+use super::class_token::at_class_token;
 use super::cuda_graph::opening;
 use super::feed_forward::in_blocks;
 use super::mapped_files::{let_go_of_mapped, may_map};
@@ -119,6 +120,7 @@ impl Graph {
                 mapped.extend(OnnxFile::read(path)?.external_data);
             }
         }
+        let slim = slim.map(|slim| at_class_token(slim, path, &options.dimensions)).transpose()?;
         // f32 is the reference, so all its sums are made as the graph says.
         let slim = match slim {
             Some(slim) if options.precision == Precision::Bf16 => {

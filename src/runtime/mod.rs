@@ -3,8 +3,8 @@
 mod assignment;
 mod batch_memory;
 mod byte_pixels;
+mod class_token;
 mod cuda_graph;
-mod feature_maps;
 mod feed_forward;
 mod graph;
 mod huge_pages;
@@ -19,12 +19,14 @@ mod onnx_parts;
 mod onnx_proto;
 mod protobuf;
 mod provider;
+mod shapes;
 mod shared_session;
 mod side_by_side;
 #[cfg(test)]
 mod test_graphs;
 mod weights_in_file;
 mod wide_pool;
+mod window;
 
 pub use batch_memory::{BatchMemory, Element, Pinning};
 pub use byte_pixels::BYTE_PIXELS;

@@ -12,6 +12,12 @@ use super::weights_in_file::Place;
 /// The first version of ONNX whose `Split` is told the sizes by an input, as here.
 pub(super) const SPLIT_BY_INPUT: u64 = 13;
 
+/// Operators with graphs inside, which may use any value of the graph around them.
+const NESTING: [&str; 3] = ["If", "Loop", "Scan"];
+
+/// No shape has more.
+const MOST_INTEGERS: u64 = 16;
+
 /// `ModelProto`, of a graph whose large weights are in a file.
 pub(super) struct Model {
     pub(super) graph: Graph,
@@ -85,6 +91,8 @@ impl Graph {
                 put_bytes(&mut rest, number, &output);
                 Ok(true)
             }
+            // What is told of values in between follows from the nodes, and rewriting may change it.
+            (proto::graph::VALUE_INFO, _) => Ok(false),
             _ => message.copy_field(number, value, &mut rest),
         })?;
         let mut readers: HashMap<String, Vec<usize>> = HashMap::new();
@@ -110,6 +118,11 @@ impl Graph {
             _ => message.copy_field(number, value, &mut rest),
         })?;
         Ok(rest)
+    }
+
+    /// Does one of its nodes have a graph inside, which may read any value?
+    pub(super) fn has_graphs_inside(&self) -> bool {
+        self.nodes.iter().any(|node| NESTING.contains(&node.operator.as_str()))
     }
 
     pub(super) fn readers(&self, value: &str) -> &[usize] {
@@ -182,7 +195,7 @@ pub(super) struct Node {
     pub(super) inputs: Vec<String>,
     pub(super) outputs: Vec<String>,
     /// A `Constant` of one value.
-    is_scalar: bool,
+    pub(super) is_scalar: bool,
 }
 
 impl Node {
@@ -222,6 +235,21 @@ impl Node {
         Ok(attributes)
     }
 
+    /// The tensor that a `Constant` is, where it is told as one.
+    pub(super) fn constant(&self) -> io::Result<Option<Tensor>> {
+        let mut constant = None;
+        if self.operator == "Constant" {
+            fields_of(&self.bytes, |message, number, value| match (number, value) {
+                (proto::node::ATTRIBUTE, Value::Bytes(length)) => {
+                    constant = tensor_of(&bytes_of(message, length)?)?;
+                    Ok(true)
+                }
+                _ => Ok(false),
+            })?;
+        }
+        Ok(constant)
+    }
+
     /// The node under another name, which ends with `end`, with other names for what it reads and writes.
     pub(super) fn renamed(&self, end: &str, name: impl Fn(&str) -> String) -> io::Result<Vec<u8>> {
         let mut renamed = Vec::new();
@@ -230,6 +258,8 @@ impl Node {
                 put_bytes(&mut renamed, number, name(&message.text(length)?).as_bytes());
                 Ok(true)
             }
+            // Nodes may have no names, but not the same.
+            (proto::node::NAME, Value::Bytes(0)) => Ok(true),
             (proto::node::NAME, Value::Bytes(length)) => {
                 put_bytes(&mut renamed, number, format!("{}/{end}", message.text(length)?).as_bytes());
                 Ok(true)
@@ -242,19 +272,25 @@ impl Node {
 
 /// `AttributeProto`: a number, or a tensor of one value.
 fn is_scalar_attribute(attribute: &[u8]) -> io::Result<bool> {
-    let mut is_scalar = false;
+    let mut is_scalar = tensor_of(attribute)?.is_some_and(|tensor| tensor.values() == 1);
+    fields_of(attribute, |_, number, _| {
+        is_scalar |= number == proto::attribute::FLOAT;
+        Ok(false)
+    })?;
+    Ok(is_scalar)
+}
+
+/// `AttributeProto`: its tensor.
+fn tensor_of(attribute: &[u8]) -> io::Result<Option<Tensor>> {
+    let mut tensor = None;
     fields_of(attribute, |message, number, value| match (number, value) {
         (proto::attribute::TENSOR, Value::Bytes(length)) => {
-            is_scalar = Tensor::read(bytes_of(message, length)?)?.values() == 1;
+            tensor = Some(Tensor::read(bytes_of(message, length)?)?);
             Ok(true)
-        }
-        (proto::attribute::FLOAT, _) => {
-            is_scalar = true;
-            Ok(false)
         }
         _ => Ok(false),
     })?;
-    Ok(is_scalar)
+    Ok(tensor)
 }
 
 /// `TensorProto`.
@@ -295,6 +331,31 @@ impl Tensor {
 
     pub(super) fn values(&self) -> u64 {
         self.shape.iter().product()
+    }
+
+    /// The integers of a scalar or a short vector of them.
+    pub(super) fn integers(&self) -> io::Result<Option<Vec<i64>>> {
+        if self.data_type != proto::tensor::INT64 || self.shape.len() > 1 || self.values() > MOST_INTEGERS {
+            return Ok(None);
+        }
+        let mut integers = Vec::new();
+        fields_of(&self.bytes, |message, number, value| match (number, value) {
+            (proto::tensor::RAW_DATA, Value::Bytes(length)) => {
+                let bytes = bytes_of(message, length)?;
+                integers.extend(bytes.as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes)));
+                Ok(true)
+            }
+            (proto::tensor::INT64_DATA, Value::Number(integer)) => {
+                integers.push(integer as i64);
+                Ok(false)
+            }
+            (proto::tensor::INT64_DATA, Value::Bytes(length)) => {
+                integers.extend(message.numbers(length)?.into_iter().map(|integer| integer as i64));
+                Ok(true)
+            }
+            _ => Ok(false),
+        })?;
+        Ok((integers.len() as u64 == self.values()).then_some(integers))
     }
 
     /// One of `blocks` equal parts of the rows of a matrix in a file.

@@ -18,6 +18,8 @@ pub(super) mod graph {
     pub(in crate::runtime) const INITIALIZER: u64 = 5;
     pub(in crate::runtime) const INPUT: u64 = 11;
     pub(in crate::runtime) const OUTPUT: u64 = 12;
+    /// `ValueInfoProto`s of what is neither.
+    pub(in crate::runtime) const VALUE_INFO: u64 = 13;
 }
 
 /// `ValueInfoProto`.
@@ -76,6 +78,7 @@ pub(super) mod attribute {
 pub(super) mod tensor {
     pub(in crate::runtime) const DIMENSION: u64 = 1;
     pub(in crate::runtime) const DATA_TYPE: u64 = 2;
+    pub(in crate::runtime) const INT64_DATA: u64 = 7;
     pub(in crate::runtime) const NAME: u64 = 8;
     pub(in crate::runtime) const RAW_DATA: u64 = 9;
     /// `StringStringEntryProto`s, each of a key and a value.

@@ -3,16 +3,19 @@
 //! computes 16 pixels of a row at once, of which a map of 7 × 7 has less than half. Between two maps are as many columns of zeros as a
 //! window reaches over an edge, so all sums are of the same products.
 
-use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 
-use super::feature_maps::{Shape, Window};
 use super::onnx_graph::{Graph, Model, Node, SPLIT_BY_INPUT};
 use super::onnx_parts::{floats, node, sizes};
 use super::protobuf::put_bytes;
+use super::shapes::Shapes;
 use super::weights_in_file::Slim;
+use super::window::Window;
 use super::{CORE_CACHE, RuntimeError, onnx_proto as proto};
+
+/// Sizes along `[batch, channels, height, width]`.
+type Shape = [u64; 4];
 
 /// Maps are copied to lie side by side and back, which costs little where the weights are so many times larger than they.
 const WEIGHTS_TO_MAPS: u64 = 4;
@@ -33,10 +36,10 @@ fn widened(model: &[u8], open: &[(String, usize)], cache: u64) -> io::Result<Opt
         return Ok(None);
     }
     let graph = &model.graph;
-    let maps = graph.feature_maps(open)?;
+    let shapes = graph.shapes(open)?;
     let mut convolutions = Vec::new();
     for node in &graph.nodes {
-        convolutions.push(graph.convolution(node, &maps, cache)?);
+        convolutions.push(graph.convolution(node, &shapes, cache)?);
     }
     let count = convolutions.iter().flatten().count();
     if count == 0 {
@@ -71,12 +74,12 @@ impl Graph {
     fn convolution<'g>(
         &'g self,
         node: &'g Node,
-        maps: &HashMap<&str, Shape>,
+        shapes: &Shapes<'_>,
         cache: u64,
     ) -> io::Result<Option<Convolution<'g>>> {
         let convolution = |window: Window| {
             let weights = self.weights(node)?.values();
-            let (input, output) = (*maps.get(node.inputs[0].as_str())?, *maps.get(node.outputs[0].as_str())?);
+            let (input, output) = (shapes.numbers(&node.inputs[0])?, shapes.numbers(&node.outputs[0])?);
             let values = |[_, channels, height, width]: Shape| channels.saturating_mul(height).saturating_mul(width);
             // Those whose windows lie beside each other, as patches do, read a large map once, and were slower.
             let overlaps = window.kernel == [1; 2] || window.kernel[1] > window.strides[1];
@@ -221,7 +224,7 @@ mod tests {
         assert_eq!(alone(convolution("x", "conv", [3, 3, 1, 1])), None, "patches");
         let grouped = with_integers(convolution("x", "conv", [3, 2, 1, 1]), "group", &[2]);
         assert_eq!(alone(grouped), None, "each group has its own weights");
-        let unknown = [node("Softmax", &["x"], &["y"], None), convolution("y", "out", [3, 2, 1, 1])];
+        let unknown = [node("Unheard", &["x"], &["y"], None), convolution("y", "out", [3, 2, 1, 1])];
         assert_eq!(count_of(&unknown, BATCH, 17, SMALL_CACHE), None, "the map's shape is not known");
         let with_pads = |pads| convolution("x", "conv", [1, 1, pads, pads]);
         assert_eq!(alone(with_pads(0)), Some(1));

@@ -1,0 +1,52 @@
+//! Windows of convolutions and pools over feature maps.
+
+use std::io;
+
+use super::onnx_graph::Node;
+
+/// The window of a convolution or pool: sizes along `[height, width]`.
+pub(super) struct Window {
+    pub(super) kernel: [u64; 2],
+    pub(super) strides: [u64; 2],
+    dilations: [u64; 2],
+    /// Zeros before the map.
+    pub(super) before: [u64; 2],
+    /// Zeros after the map.
+    pub(super) after: [u64; 2],
+    /// Parts of the channels, each of which is convolved by itself.
+    pub(super) groups: u64,
+}
+
+impl Window {
+    /// That of `node`, if all about it is told in numbers.
+    pub(super) fn of(node: &Node) -> io::Result<Option<Self>> {
+        let attributes = node.integers()?;
+        let pair = |name: &str, default| match attributes.get(name).map(Vec::as_slice) {
+            Some(&[height, width]) => Some([height, width]),
+            Some(_) => None,
+            None => default,
+        };
+        let pads = match attributes.get("pads").map(Vec::as_slice) {
+            Some(&[top, left, bottom, right]) => Some(([top, left], [bottom, right])),
+            Some(_) => None,
+            None => Some(([0; 2], [0; 2])),
+        };
+        let is_plain = !attributes.contains_key("auto_pad")
+            && attributes.get("ceil_mode").is_none_or(|mode| mode.iter().all(|&mode| mode == 0));
+        let groups = attributes.get("group").and_then(|group| group.first()).copied().unwrap_or(1);
+        let window = || {
+            let (before, after) = pads?;
+            let (kernel, strides) = (pair("kernel_shape", None)?, pair("strides", Some([1; 2]))?);
+            let dilations = pair("dilations", Some([1; 2]))?;
+            (!strides.contains(&0)).then_some(Self { kernel, strides, dilations, before, after, groups })
+        };
+        Ok(window().filter(|_| is_plain))
+    }
+
+    /// The size of what it makes of `size` pixels along `axis`, 0 for height and 1 for width; `None` if it does not fit in.
+    pub(super) fn output(&self, axis: usize, size: u64) -> Option<u64> {
+        let reach = (self.kernel[axis].checked_sub(1)?).checked_mul(self.dilations[axis])?.checked_add(1)?;
+        let padded = size.checked_add(self.before[axis])?.checked_add(self.after[axis])?;
+        Some(padded.checked_sub(reach)? / self.strides[axis] + 1)
+    }
+}

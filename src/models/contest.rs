@@ -26,7 +26,7 @@ const TURN: Duration = Duration::from_millis(50);
 const ALONE: Duration = Duration::from_millis(20);
 
 /// Everything has so many turns at least, and more where they are short; fewer, where these would take many times what is enough.
-const TURNS: (usize, usize) = (3, 9);
+const TURNS: (usize, usize) = (2, 9);
 const TOO_LONG: u32 = 3;
 
 /// What does less than this part of what another does is not measured any longer.

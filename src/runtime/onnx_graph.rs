@@ -13,7 +13,7 @@ use super::weights_in_file::Place;
 pub(super) const SPLIT_BY_INPUT: u64 = 13;
 
 /// Operators with graphs inside, which may use any value of the graph around them.
-const NESTING: [&str; 3] = ["If", "Loop", "Scan"];
+const NESTING: [&str; 4] = ["If", "Loop", "Scan", "SequenceMap"];
 
 /// No shape has more.
 const MOST_INTEGERS: u64 = 16;

@@ -44,6 +44,7 @@ fn narrowed(model: &[u8], open: &[(String, usize)]) -> io::Result<Option<Vec<u8>
     if model.opset < SLICE_BY_INPUT || graph.has_graphs_inside() {
         return Ok(None);
     }
+    let Some(names) = graph.names() else { return Ok(None) };
     let shapes = graph.shapes(open)?;
     let Some(narrow) = Narrow::of(graph, &shapes, model.opset)? else { return Ok(None) };
     tracing::debug!(
@@ -51,8 +52,8 @@ fn narrowed(model: &[u8], open: &[(String, usize)]) -> io::Result<Option<Vec<u8>
         tokens = narrow.tokens,
         "the last layer is computed at the tokens that are read"
     );
-    let graph = narrow.graph(&shapes)?;
-    Ok(Some(model.with_graph(&graph)))
+    let graph = narrow.graph(&shapes, &names)?;
+    Ok(graph.map(|graph| model.with_graph(&graph)))
 }
 
 /// What a node reads of an input.
@@ -107,8 +108,9 @@ impl<'g> Narrow<'g> {
         Ok(is_worth_it.then_some(Self { graph, tokens, reads, nodes, gone }))
     }
 
-    /// `GraphProto`.
-    fn graph(&self, shapes: &Shapes<'_>) -> io::Result<Vec<u8>> {
+    /// `GraphProto`; `None` if one of `names`, which the graph's values have, would be given again.
+    fn graph(&self, shapes: &Shapes<'_>, names: &BTreeSet<&str>) -> io::Result<Option<Vec<u8>>> {
+        let is_taken = |name: &str| names.contains(name);
         let mut graph = self.graph.rest.clone();
         for tensor in &self.graph.initializers {
             put_bytes(&mut graph, proto::graph::INITIALIZER, &tensor.bytes);
@@ -124,7 +126,7 @@ impl<'g> Narrow<'g> {
                 put_bytes(&mut graph, proto::graph::NODE, &whole.bytes);
                 continue;
             }
-            let mut names = Vec::new();
+            let mut renamed = Vec::new();
             for (input, read) in whole.inputs.iter().zip(&self.reads[index]) {
                 let &Read::First(along) = read else { continue };
                 if narrow.contains(input.as_str()) {
@@ -133,6 +135,9 @@ impl<'g> Narrow<'g> {
                 let first = format!("{input}/first/{along}");
                 if cut.insert(first.clone()) {
                     let bounds = [(start(&first), 0), (end(&first), self.tokens as u64), (axis(&first), along as u64)];
+                    if is_taken(&first) || bounds.iter().any(|(name, _)| is_taken(name)) {
+                        return Ok(None);
+                    }
                     for (name, bound) in &bounds {
                         put_bytes(&mut graph, proto::graph::INITIALIZER, &sizes(name, &[*bound]));
                     }
@@ -140,20 +145,23 @@ impl<'g> Narrow<'g> {
                     let slice = node("Slice", &[input, start, end, axis], &[&first], None);
                     put_bytes(&mut graph, proto::graph::NODE, &slice);
                 }
-                names.push((input.as_str(), first));
+                renamed.push((input.as_str(), first));
             }
             if let Some((axis, to)) = self.reshapes(index, shapes) {
                 let name = format!("{}/shape", whole.outputs[0]);
+                if is_taken(&name) {
+                    return Ok(None);
+                }
                 let kept = std::iter::repeat_n(0, axis + 1);
                 let to: Vec<_> = kept.chain(to.iter().map(|&size| size as u64)).collect();
                 put_bytes(&mut graph, proto::graph::INITIALIZER, &sizes(&name, &to));
-                names.push((whole.inputs[1].as_str(), name));
+                renamed.push((whole.inputs[1].as_str(), name));
             }
-            let other = |value: &str| names.iter().find(|(old, _)| *old == value).map(|(_, new)| new.clone());
-            let renamed = whole.renamed("first", |value| other(value).unwrap_or_else(|| value.to_owned()))?;
-            put_bytes(&mut graph, proto::graph::NODE, &renamed);
+            let other = |value: &str| renamed.iter().find(|(old, _)| *old == value).map(|(_, new)| new.clone());
+            let narrow = whole.renamed("first", |value| other(value).unwrap_or_else(|| value.to_owned()))?;
+            put_bytes(&mut graph, proto::graph::NODE, &narrow);
         }
-        Ok(graph)
+        Ok(Some(graph))
     }
 
     /// Of a node that reshapes, the axis of the tokens, and what the sizes after it become.
@@ -191,7 +199,7 @@ fn tokens_read(node: &Node, shapes: &Shapes<'_>) -> io::Result<Option<(usize, i6
     }
     let attributes = Attributes(node.integers()?);
     let read = || {
-        let (from, which) = (shapes.of(&node.inputs[0])?, shapes.integers(node.inputs.get(1)?)?);
+        let (from, which) = (shapes.of(node.inputs.first()?)?, shapes.integers(node.inputs.get(1)?)?);
         let &[Size::Number(token)] = which else { return None };
         let axis = at(attributes.integer("axis", 0), from.len())?;
         // [batch, tokens, features]
@@ -224,7 +232,11 @@ fn reads_of(node: &Node, axis: usize, shapes: &Shapes<'_>, opset: u64) -> io::Re
                 let are_scalars = node.inputs[1..].iter().all(|input| shapes.of(input).is_some_and(<[_]>::is_empty));
                 first_only(axis).filter(|_| are_scalars)
             }
-            "LayerNormalization" => first_only(axis).filter(|_| axis + 1 < rank && is_last(-1)),
+            "LayerNormalization" => {
+                let are_vectors =
+                    node.inputs[1..].iter().all(|input| shapes.of(input).is_some_and(|shape| shape.len() < 2));
+                first_only(axis).filter(|_| axis + 1 < rank && is_last(-1) && are_vectors)
+            }
             "Softmax" => {
                 let default = if opset < SOFTMAX_OF_LAST { 1 } else { -1 };
                 first_only(axis).filter(|_| axis + 1 < rank && is_last(default))
@@ -356,13 +368,29 @@ mod tests {
         let bytes = narrowed(&slim.bytes, &[]).unwrap().unwrap();
         let sizes = [2, TOKENS_IN_ALL, FEATURES].map(|size| size as usize);
         let rewritten = Model::read(&bytes).unwrap().graph;
-        let shapes = rewritten.shapes(&[]).unwrap();
         assert_eq!(count(&rewritten, "Slice"), 2, "of pictures and of positions");
-        assert_eq!(shapes.of("x").unwrap().len(), 3);
         let flat = [layer(), vec![node("Flatten", &["out"], &["row"], None)]].concat();
         let slim = model(folder.path(), &flat, &[("row", &[2, FEATURES])], 13);
         let bytes = narrowed(&slim.bytes, &[]).unwrap().unwrap();
         same_answers(folder.path(), &bytes, ("x", differing_values(&sizes)), "row");
+    }
+
+    #[test]
+    fn nodes_without_inputs_or_with_odd_ones_are_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let operators =
+            ["Gather", "ConstantOfShape", "Reshape", "MatMul", "Conv", "Expand", "Concat", "Slice", "Shape"];
+        let operators =
+            operators.into_iter().chain(["Transpose", "ReduceMean", "Softmax"]).chain(ELEMENTWISE).chain(QUANTIZING);
+        for operator in operators {
+            for inputs in [&[][..], &["first"], &["x"], &["first", "first"], &["x", "x", "x"], &["", "x"]] {
+                let odd = node(operator, inputs, &["odd"], Some(("axis", 7)));
+                let nodes = [layer(), vec![odd, node("Add", &["out", "odd"], &["end"], None)]].concat();
+                let slim = model(folder.path(), &nodes, &[("end", &[2, 1, FEATURES])], 13);
+                let graph = Model::read(&narrowed(&slim.bytes, &[]).unwrap().unwrap()).unwrap().graph;
+                assert_eq!(count(&graph, "Slice"), 2 + usize::from(operator == "Slice"), "{operator} {inputs:?}");
+            }
+        }
     }
 
     #[test]
@@ -385,14 +413,24 @@ mod tests {
         assert_eq!(products(&third, &[out], 13), 0, "no class token");
         let first_feature = with(10, node("Gather", &["sum", "first"], &["out"], Some(("axis", 2))));
         assert_eq!(products(&first_feature, &[out], 13), 0, "a feature of all tokens");
-        let unknown = with(9, node("Unheard", &["placed", "product"], &["sum"], None));
-        assert_eq!(products(&unknown, &[out], 13), 0, "what an operator reads is not known");
+        let unheard = with(9, node("Exp", &["product"], &["sum"], None));
+        assert_eq!(products(&unheard, &[out], 13), 0, "what an operator reads is not known");
+        let over_tokens = with_integers(node("ReduceMean", &["product"], &["sum"], None), "axes", &[1]);
+        assert_eq!(products(&with(9, over_tokens), &[out], 13), 0, "the mean of all tokens");
+        let over_all = with_integers(node("ReduceMean", &["product"], &["sum"], None), "axes", &[]);
+        assert_eq!(products(&with(9, over_all), &[out], 13), 0, "the mean of all there is");
         let mean = with_integers(node("ReduceMean", &["product"], &["mean of all"], None), "axes", &[1]);
         let pooled = [layer(), vec![mean, node("Mul", &["out", "mean of all"], &["pooled"], None)]].concat();
         assert_eq!(products(&pooled, &[("pooled", out.1)], 13), 0, "all tokens are read, too");
         let nesting = [layer(), vec![node("Loop", &["", "condition", "x"], &["again"], None)]].concat();
         let slim = model(folder.path(), &nesting, &[out], 13);
         assert!(narrowed(&slim.bytes, &[]).unwrap().is_none(), "the graph in the loop may read any token");
+        let taken = [layer(), vec![node("Identity", &["x"], &["positions/first/1/axis"], None)]].concat();
+        let slim = model(folder.path(), &taken, &[out], 13);
+        assert!(narrowed(&slim.bytes, &[]).unwrap().is_none(), "a name that it would give is taken");
+        let twice = [layer(), vec![node("Identity", &["x"], &["sum"], None)]].concat();
+        let slim = model(folder.path(), &twice, &[out], 13);
+        assert!(narrowed(&slim.bytes, &[]).unwrap().is_none(), "two values have one name");
         let slim = model(folder.path(), &layer(), &[out], 9);
         assert!(narrowed(&slim.bytes, &[]).unwrap().is_none(), "Slice has its bounds as attributes");
     }

@@ -16,7 +16,7 @@ pub(super) const SPLIT_BY_INPUT: u64 = 13;
 const NESTING: [&str; 4] = ["If", "Loop", "Scan", "SequenceMap"];
 
 /// No shape has more.
-const MOST_INTEGERS: u64 = 16;
+pub(super) const MOST_INTEGERS: usize = 16;
 
 /// `ModelProto`, of a graph whose large weights are in a file.
 pub(super) struct Model {
@@ -123,6 +123,14 @@ impl Graph {
     /// Does one of its nodes have a graph inside, which may read any value?
     pub(super) fn has_graphs_inside(&self) -> bool {
         self.nodes.iter().any(|node| NESTING.contains(&node.operator.as_str()))
+    }
+
+    /// The names of all its values; `None` if some have the same.
+    pub(super) fn names(&self) -> Option<BTreeSet<&str>> {
+        let initializers = self.initializers.iter().map(|tensor| tensor.name.as_str());
+        let mut names: BTreeSet<_> = initializers.chain(self.inputs.keys().map(String::as_str)).collect();
+        let mut outputs = self.nodes.iter().flat_map(|node| &node.outputs).filter(|name| !name.is_empty());
+        outputs.all(|name| names.insert(name)).then_some(names)
     }
 
     pub(super) fn readers(&self, value: &str) -> &[usize] {
@@ -330,12 +338,12 @@ impl Tensor {
     }
 
     pub(super) fn values(&self) -> u64 {
-        self.shape.iter().product()
+        self.shape.iter().fold(1, |values: u64, &size| values.saturating_mul(size))
     }
 
     /// The integers of a scalar or a short vector of them.
     pub(super) fn integers(&self) -> io::Result<Option<Vec<i64>>> {
-        if self.data_type != proto::tensor::INT64 || self.shape.len() > 1 || self.values() > MOST_INTEGERS {
+        if self.data_type != proto::tensor::INT64 || self.shape.len() > 1 || self.values() > MOST_INTEGERS as u64 {
             return Ok(None);
         }
         let mut integers = Vec::new();

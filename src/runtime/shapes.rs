@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::io;
 
 use super::onnx_file::Dimension;
-use super::onnx_graph::{Graph, Node, Tensor};
+use super::onnx_graph::{Graph, MOST_INTEGERS, Node, Tensor};
 use super::window::Window;
 
 /// A size along an axis, or another integer that shapes are computed with.
@@ -66,14 +66,20 @@ impl Graph {
             shapes.know(&tensor.name, tensor)?;
         }
         let mut named = HashMap::new();
-        for (name, input) in &self.inputs {
-            let sizes = input.dimensions.iter().map(|dimension| match dimension {
-                Dimension::Fixed(size) => Size::Number(*size as i64),
-                Dimension::Named(name) => match open.iter().find(|(open, _)| open == name) {
-                    Some((_, size)) => Size::Number(*size as i64),
-                    None => *named.entry(name).or_insert_with(|| shapes.unknown()),
-                },
-                Dimension::Nameless => shapes.unknown(),
+        // Those without dimensions may be scalars, or of any shape.
+        for (name, input) in self.inputs.iter().filter(|(_, input)| !input.dimensions.is_empty()) {
+            let sizes = input.dimensions.iter().map(|dimension| {
+                let size = match dimension {
+                    Dimension::Fixed(size) => Some(*size),
+                    Dimension::Named(name) => open.iter().find(|(open, _)| open == name).map(|(_, size)| *size as u64),
+                    Dimension::Nameless => None,
+                };
+                match (size.and_then(|size| i64::try_from(size).ok()), dimension) {
+                    (Some(size), _) => Size::Number(size),
+                    (None, Dimension::Named(name)) => *named.entry(name).or_insert_with(|| shapes.unknown()),
+                    // A negative size is none, too.
+                    (None, _) => shapes.unknown(),
+                }
             });
             let sizes = sizes.collect();
             shapes.shapes.insert(name, sizes);
@@ -124,11 +130,12 @@ impl<'g> Shapes<'g> {
             self.shapes.insert(output, Vec::new());
         }
         let attributes = Attributes(node.integers()?);
-        if let Some(integers) = self.integers_from(node, &attributes) {
+        if let Some(integers) = self.integers_from(node, &attributes).filter(|integers| integers.len() <= MOST_INTEGERS)
+        {
             self.integers.insert(output, integers);
         }
         let window = if WINDOWED.contains(&node.operator.as_str()) { Window::of(node)? } else { None };
-        if let Some(shape) = self.shape_from(node, &attributes, window) {
+        if let Some(shape) = self.shape_from(node, &attributes, window).filter(|shape| shape.len() <= MOST_AXES) {
             self.shapes.insert(output, shape);
         }
         Ok(())
@@ -139,7 +146,10 @@ impl<'g> Shapes<'g> {
         let input = |index: usize| self.integers(node.inputs.get(index)?);
         Some(match node.operator.as_str() {
             "Shape" if attributes.0.is_empty() => self.of(node.inputs.first()?)?.to_vec(),
-            "Identity" | "Cast" | "Squeeze" | "Unsqueeze" => input(0)?.to_vec(),
+            "Identity" | "Cast" => input(0)?.to_vec(),
+            // What has more axes is no vector.
+            "Unsqueeze" if self.of(node.inputs.first()?)?.is_empty() => input(0)?.to_vec(),
+            "Squeeze" if self.of(node.inputs.first()?)? == [Size::Number(1)] => input(0)?.to_vec(),
             "Concat" => {
                 let parts: Option<Vec<_>> = node.inputs.iter().map(|input| self.integers(input)).collect();
                 parts?.concat()
@@ -171,10 +181,9 @@ impl<'g> Shapes<'g> {
             operator if BROADCASTING.contains(&operator) => {
                 shapes(self)?.into_iter().map(Some).reduce(|one, other| self.stretched(&one?, &other?))??
             }
-            "Shape" => vec![Size::Number(first?.len() as i64)],
-            "ConstantOfShape" => self.integers(&node.inputs[0])?.to_vec(),
+            "ConstantOfShape" => self.integers(node.inputs.first()?)?.to_vec(),
             "Squeeze" if self.integers(&node.outputs[0]).is_some() => Vec::new(),
-            "Unsqueeze" | "Slice" => vec![Size::Number(self.integers(&node.outputs[0])?.len() as i64)],
+            "Shape" | "Unsqueeze" | "Slice" => vec![Size::Number(self.integers(&node.outputs[0])?.len() as i64)],
             "Concat" => self.joined(&shapes(self)?, axis(first?.len())?)?,
             "Gather" => {
                 let (from, which) = (first?, shape(self, 1)?);
@@ -213,7 +222,7 @@ impl<'g> Shapes<'g> {
                 means
             }
             "GlobalAveragePool" => {
-                let [batch, channels, ..] = first?[..] else { return None };
+                let [batch, channels, _, _] = first?[..] else { return None };
                 vec![batch, channels, Size::Number(1), Size::Number(1)]
             }
             operator => {
@@ -238,11 +247,13 @@ impl<'g> Shapes<'g> {
     /// The axes that `node`, which reduces its first input, goes along.
     pub(super) fn reduced_axes(&self, node: &Node, attributes: &Attributes) -> Option<Vec<usize>> {
         let rank = self.of(node.inputs.first()?)?.len();
-        match (attributes.0.get("axes"), node.inputs.get(1)) {
-            (Some(axes), _) => axes.iter().map(|&axis| at(axis as i64, rank)).collect(),
+        // None at all may mean all of them.
+        let axes = match (attributes.0.get("axes"), node.inputs.get(1)) {
+            (Some(axes), _) => axes.iter().map(|&axis| at(axis as i64, rank)).collect::<Option<Vec<_>>>(),
             (None, Some(axes)) => self.integers(axes)?.iter().map(|axis| at(axis.number()?, rank)).collect(),
             (None, None) => None,
-        }
+        };
+        axes.filter(|axes| !axes.is_empty())
     }
 
     /// The shape that both are stretched to, if they fit.

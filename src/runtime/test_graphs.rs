@@ -68,6 +68,7 @@ pub(super) fn same_answers(folder: &Path, rewritten: &[u8], input: (&str, ArrayD
     });
     let largest = |values: &Array2<f32>| values.iter().fold(0_f32, |largest, value| largest.max(value.abs()));
     let (apart, range) = (largest(&(&before - &after)), largest(&before));
+    assert!(before.iter().chain(&after).all(|value| value.is_finite()), "{before} {after}");
     assert!(apart < 1e-5 * range && range > 0.1, "{apart} apart: {before} {after}");
     Model::read(rewritten).unwrap().graph
 }

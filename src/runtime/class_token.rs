@@ -110,14 +110,9 @@ impl<'g> Narrow<'g> {
 
     /// `GraphProto`; `None` if one of `names`, which the graph's values have, would be given again.
     fn graph(&self, shapes: &Shapes<'_>, names: &BTreeSet<&str>) -> io::Result<Option<Vec<u8>>> {
-        let is_taken = |name: &str| names.contains(name);
-        let mut graph = self.graph.rest.clone();
-        for tensor in &self.graph.initializers {
-            put_bytes(&mut graph, proto::graph::INITIALIZER, &tensor.bytes);
-        }
-        let [start, end, axis] = ["start", "end", "axis"].map(|what| move |of: &str| format!("{of}/{what}"));
+        let mut graph = self.graph.without_nodes();
         let narrow: BTreeSet<_> = self.nodes.iter().map(|&index| self.graph.nodes[index].outputs[0].as_str()).collect();
-        let mut cut = BTreeSet::new();
+        let mut given = BTreeSet::new();
         for (index, whole) in self.graph.nodes.iter().enumerate() {
             if self.gone.contains(&index) {
                 continue;
@@ -133,35 +128,32 @@ impl<'g> Narrow<'g> {
                     continue;
                 }
                 let first = format!("{input}/first/{along}");
-                if cut.insert(first.clone()) {
-                    let bounds = [(start(&first), 0), (end(&first), self.tokens as u64), (axis(&first), along as u64)];
-                    if is_taken(&first) || bounds.iter().any(|(name, _)| is_taken(name)) {
-                        return Ok(None);
-                    }
+                if given.insert(first.clone()) {
+                    let bounds = [("start", 0), ("end", self.tokens as u64), ("axis", along as u64)];
+                    let bounds = bounds.map(|(what, bound)| (format!("{first}/{what}"), bound));
                     for (name, bound) in &bounds {
                         put_bytes(&mut graph, proto::graph::INITIALIZER, &sizes(name, &[*bound]));
                     }
                     let [start, end, axis] = bounds.each_ref().map(|(name, _)| name.as_str());
                     let slice = node("Slice", &[input, start, end, axis], &[&first], None);
                     put_bytes(&mut graph, proto::graph::NODE, &slice);
+                    given.extend(bounds.map(|(name, _)| name));
                 }
-                renamed.push((input.as_str(), first));
+                renamed.push((input, first));
             }
             if let Some((axis, to)) = self.reshapes(index, shapes) {
                 let name = format!("{}/shape", whole.outputs[0]);
-                if is_taken(&name) {
-                    return Ok(None);
-                }
                 let kept = std::iter::repeat_n(0, axis + 1);
                 let to: Vec<_> = kept.chain(to.iter().map(|&size| size as u64)).collect();
                 put_bytes(&mut graph, proto::graph::INITIALIZER, &sizes(&name, &to));
-                renamed.push((whole.inputs[1].as_str(), name));
+                given.insert(name.clone());
+                renamed.push((&whole.inputs[1], name));
             }
             let other = |value: &str| renamed.iter().find(|(old, _)| *old == value).map(|(_, new)| new.clone());
             let narrow = whole.renamed("first", |value| other(value).unwrap_or_else(|| value.to_owned()))?;
             put_bytes(&mut graph, proto::graph::NODE, &narrow);
         }
-        Ok(Some(graph))
+        Ok(given.iter().all(|name| !names.contains(name.as_str())).then_some(graph))
     }
 
     /// Of a node that reshapes, the axis of the tokens, and what the sizes after it become.

@@ -125,6 +125,15 @@ impl Graph {
         self.nodes.iter().any(|node| NESTING.contains(&node.operator.as_str()))
     }
 
+    /// `GraphProto` of all but the nodes.
+    pub(super) fn without_nodes(&self) -> Vec<u8> {
+        let mut graph = self.rest.clone();
+        for tensor in &self.initializers {
+            put_bytes(&mut graph, proto::graph::INITIALIZER, &tensor.bytes);
+        }
+        graph
+    }
+
     /// The names of all its values; `None` if some have the same.
     pub(super) fn names(&self) -> Option<BTreeSet<&str>> {
         let initializers = self.initializers.iter().map(|tensor| tensor.name.as_str());

@@ -46,10 +46,7 @@ fn widened(model: &[u8], open: &[(String, usize)], cache: u64) -> io::Result<Opt
         return Ok(None);
     }
     tracing::debug!(convolutions = count, "maps of a batch are convolved side by side");
-    let mut bytes = graph.rest.clone();
-    for tensor in &graph.initializers {
-        put_bytes(&mut bytes, proto::graph::INITIALIZER, &tensor.bytes);
-    }
+    let mut bytes = graph.without_nodes();
     for (node, convolution) in graph.nodes.iter().zip(convolutions) {
         match convolution {
             Some(convolution) => convolution.put(&mut bytes)?,

@@ -240,6 +240,7 @@ impl<B: Binding> Opener<B> {
             for &size in &batch_sizes {
                 output_width = model.run_samples(size)?;
             }
+            model.graph.let_go_of_files();
             Ok(Warmed { model: model.clone(), batch_sizes, output_width })
         };
         std::thread::scope(|scope| {

@@ -20,6 +20,7 @@ use super::feed_forward::in_blocks;
 use super::mapped_files::{let_go_of_mapped, may_map};
 use super::shared_session::{Capture, Gpu, SharedSession};
 use super::side_by_side::side_by_side;
+use super::transposed::with_transposed;
 use super::weights_in_file::{Slim, with_weights_in_file};
 use super::wide_pool::without_wide_pools;
 use super::{ExecutionProvider, OnnxFile, Precision, Runtime, RuntimeError, SessionOptions};
@@ -78,6 +79,8 @@ pub struct Graph {
     outputs: Vec<TensorSpec>,
     nodes: usize,
     nodes_elsewhere: usize,
+    /// Files that the session may map.
+    mapped: Arc<[PathBuf]>,
 }
 
 impl Graph {
@@ -110,34 +113,16 @@ impl Graph {
             let counts = nodes_by_provider(&session)?;
             Ok::<_, RuntimeError>((session, counts))
         };
-        // Others make fewer copies, so for them it is done only where pictures shall come as bytes.
-        let shall_be_slim = provider == ExecutionProvider::OpenVino || options.pixel_table.is_some();
-        let slim = if shall_be_slim { with_weights_in_file(path)? } else { None };
-        let mut mapped = Vec::new();
-        if provider == ExecutionProvider::OpenVino {
-            mapped.push(path.to_owned());
-            if slim.is_none() {
-                mapped.extend(OnnxFile::read(path)?.external_data);
-            }
-        }
-        let slim = slim.map(|slim| at_class_token(slim, path, &options.dimensions)).transpose()?;
-        // f32 is the reference, so all its sums are made as the graph says.
-        let slim = match slim {
-            Some(slim) if options.precision == Precision::Bf16 => {
-                Some(side_by_side(in_blocks(slim, path)?, path, &options.dimensions)?)
-            }
-            slim => slim,
-        };
-        let slim = match &options.pixel_table {
-            Some(table) => Some(with_byte_pixels(slim.map_or_else(|| whole(path), Ok)?, path, table)?),
-            None => slim,
-        };
-        let why_not = |reason: &dyn Display| tracing::debug!(file = %path.display(), %reason, "it is opened as it is");
-        let opened = slim.and_then(|slim| open(Some(slim)).inspect_err(|error| why_not(error)).ok());
-        // The cpu provider, which gets what others leave, would use weights where they lie in the file, at any address.
-        let opened = opened.filter(|(_, counts)| {
-            let other = counts.keys().find(|name| *name != provider.runtime_name());
-            other.inspect(|other| why_not(other)).is_none()
+        let (substitutes, mapped) = substitutes(path, options)?;
+        let why_not =
+            |reason: &dyn Display| tracing::debug!(file = %path.display(), %reason, "it is opened more as it is");
+        let opened = substitutes.into_iter().find_map(|slim| {
+            let opened = open(Some(slim)).inspect_err(|error| why_not(error)).ok();
+            // The cpu provider, which gets what others leave, would use weights where they lie in the file, at any address.
+            opened.filter(|(_, counts)| {
+                let other = counts.keys().find(|name| *name != provider.runtime_name());
+                other.inspect(|other| why_not(other)).is_none()
+            })
         });
         let (session, counts) = match opened {
             Some(opened) => opened,
@@ -160,10 +145,17 @@ impl Graph {
             session: Arc::new(SharedSession::new(session, gpu)),
             nodes,
             nodes_elsewhere: nodes - own,
+            mapped: mapped.into(),
         };
         drop(mapping);
-        let_go_of_mapped(mapped);
+        graph.let_go_of_files();
         Ok(graph)
+    }
+
+    /// Lets go of the pages of the graph's files that have been read, which is done when it is opened, and by the first run of each
+    /// batch size where that is left open.
+    pub fn let_go_of_files(&self) {
+        let_go_of_mapped(self.mapped.iter().cloned());
     }
 
     /// The inputs of the graph in the file `path`, without preparing it for a provider.
@@ -224,6 +216,41 @@ impl Graph {
     }
 }
 
+/// What may be opened in the place of the graph in the file `path`, the best first, and the files that OpenVINO maps for all that.
+fn substitutes(path: &Path, options: &SessionOptions) -> Result<(Vec<Slim>, Vec<PathBuf>), RuntimeError> {
+    let is_openvino = options.provider == ExecutionProvider::OpenVino;
+    // Others make fewer copies, so for them it is done only where pictures shall come as bytes.
+    let shall_be_slim = is_openvino || options.pixel_table.is_some();
+    let slim = if shall_be_slim { with_weights_in_file(path)? } else { None };
+    let mut mapped = Vec::new();
+    if is_openvino {
+        mapped.push(path.to_owned());
+        if slim.is_none() {
+            mapped.extend(OnnxFile::read(path)?.external_data);
+        }
+    }
+    let slim = slim.map(|slim| at_class_token(slim, path, &options.dimensions)).transpose()?;
+    // f32 is the reference, so all its sums are made as the graph says.
+    let slim = match slim {
+        Some(slim) if options.precision == Precision::Bf16 => {
+            Some(side_by_side(in_blocks(slim, path)?, path, &options.dimensions)?)
+        }
+        slim => slim,
+    };
+    // In f32 a graph is served only until tuning has found a half precision, where there is one: that is not worth a file.
+    let is_fastest = options.provider.native_precisions().last() == Some(&options.precision);
+    let transposed = match &slim {
+        Some(slim) if is_openvino && is_fastest => with_transposed(slim, path, &options.cache_dir.join("weights"))?,
+        _ => None,
+    };
+    mapped.extend(transposed.iter().map(|slim| slim.file.clone()));
+    let slim = match &options.pixel_table {
+        Some(table) => Some(with_byte_pixels(slim.map_or_else(|| whole(path), Ok)?, path, table)?),
+        None => slim,
+    };
+    Ok((transposed.into_iter().chain(slim).collect(), mapped))
+}
+
 fn run_error(error: ort::Error) -> RuntimeError {
     RuntimeError::Run(error.to_string())
 }
@@ -255,11 +282,11 @@ fn commit(
     largest_side: usize,
 ) -> Result<Session, RuntimeError> {
     let failed = |error: ort::Error| RuntimeError::Graph(format!("{}: {error}", path.display()));
-    let (bytes, folder) = slim.map_or_else(|| (None, beside(path)), |slim| (Some(slim.bytes), slim.folder));
+    let (bytes, weights) = slim.map_or_else(|| (None, path.to_owned()), |slim| (Some(slim.bytes), slim.file));
     let Some(bytes) = without_wide_pools(path, bytes, largest_side)? else {
         return builder.commit_from_file(path).map_err(failed);
     };
-    if let Some(folder) = folder.to_str() {
+    if let Some(folder) = weights.parent().unwrap_or(Path::new("")).to_str() {
         builder = builder.with_config_entry(EXTERNAL_DATA_FOLDER_KEY, folder).map_err(|error| failed(error.into()))?;
     }
     builder.commit_from_memory(&bytes).map_err(failed)
@@ -268,11 +295,7 @@ fn commit(
 /// The graph in the file `path` as it is.
 fn whole(path: &Path) -> Result<Slim, RuntimeError> {
     let bytes = std::fs::read(path).map_err(|error| RuntimeError::Graph(format!("{}: {error}", path.display())))?;
-    Ok(Slim { bytes, folder: beside(path) })
-}
-
-fn beside(path: &Path) -> PathBuf {
-    path.parent().unwrap_or(Path::new("")).to_owned()
+    Ok(Slim { bytes, file: path.to_owned() })
 }
 
 fn dispatch(options: &SessionOptions) -> Vec<ExecutionProviderDispatch> {

@@ -24,6 +24,7 @@ mod shared_session;
 mod side_by_side;
 #[cfg(test)]
 mod test_graphs;
+mod transposed;
 mod weights_in_file;
 mod wide_pool;
 mod window;

@@ -6,7 +6,7 @@ use std::io::{self, Cursor};
 use super::onnx_file::Dimension;
 use super::onnx_parts::tensor;
 use super::onnx_proto as proto;
-use super::protobuf::{Message, Value, put_bytes};
+use super::protobuf::{Message, Value, put_bytes, put_number};
 use super::weights_in_file::Place;
 
 /// The first version of ONNX whose `Split` is told the sizes by an input, as here.
@@ -23,13 +23,15 @@ pub(super) struct Model {
     pub(super) graph: Graph,
     /// Of ONNX's own operators.
     pub(super) opset: u64,
+    /// Of others.
+    domains: BTreeSet<String>,
     /// All else, as it is.
     rest: Vec<u8>,
 }
 
 impl Model {
     pub(super) fn read(bytes: &[u8]) -> io::Result<Self> {
-        let (mut rest, mut graph, mut opset) = (Vec::new(), None, 0);
+        let (mut rest, mut graph, mut opset, mut domains) = (Vec::new(), None, 0, BTreeSet::new());
         fields_of(bytes, |message, number, value| match (number, value) {
             (proto::model::GRAPH, Value::Bytes(length)) => {
                 graph = Some(Graph::read(&bytes_of(message, length)?)?);
@@ -37,13 +39,26 @@ impl Model {
             }
             (proto::model::OPSET, Value::Bytes(length)) => {
                 let imported = bytes_of(message, length)?;
-                opset = opset.max(default_version(&imported)?);
+                match domain_and_version(&imported)? {
+                    (domain, version) if is_default(&domain) => opset = opset.max(version),
+                    (domain, _) => drop(domains.insert(domain)),
+                }
                 put_bytes(&mut rest, number, &imported);
                 Ok(true)
             }
             _ => message.copy_field(number, value, &mut rest),
         })?;
-        Ok(Self { graph: graph.ok_or(io::ErrorKind::InvalidData)?, opset, rest })
+        Ok(Self { graph: graph.ok_or(io::ErrorKind::InvalidData)?, opset, domains, rest })
+    }
+
+    /// Lets it have operators of the first version of `domain`.
+    pub(super) fn import(&mut self, domain: &str) {
+        if self.domains.insert(domain.to_owned()) {
+            let mut imported = Vec::new();
+            put_bytes(&mut imported, proto::opset::DOMAIN, domain.as_bytes());
+            put_number(&mut imported, proto::opset::VERSION, 1);
+            put_bytes(&mut self.rest, proto::model::OPSET, &imported);
+        }
     }
 
     /// The model with another `GraphProto`.
@@ -233,7 +248,7 @@ impl Node {
             Ok(true)
         })?;
         is_scalar &= operator == "Constant";
-        if !matches!(domain.as_str(), "" | "ai.onnx") {
+        if !is_default(&domain) {
             operator = format!("{domain}.{operator}");
         }
         Ok(Self { bytes, operator, inputs, outputs, is_scalar })
@@ -265,6 +280,22 @@ impl Node {
             })?;
         }
         Ok(constant)
+    }
+
+    /// The node as another operator, with other names for what it reads.
+    pub(super) fn replaced(&self, domain: &str, operator: &str, name: impl Fn(&str) -> String) -> io::Result<Vec<u8>> {
+        let mut replaced = Vec::new();
+        fields_of(&self.bytes, |message, number, value| match (number, value) {
+            (proto::node::INPUT, Value::Bytes(length)) => {
+                put_bytes(&mut replaced, number, name(&message.text(length)?).as_bytes());
+                Ok(true)
+            }
+            (proto::node::OPERATOR | proto::node::DOMAIN, _) => Ok(false),
+            _ => message.copy_field(number, value, &mut replaced),
+        })?;
+        put_bytes(&mut replaced, proto::node::OPERATOR, operator.as_bytes());
+        put_bytes(&mut replaced, proto::node::DOMAIN, domain.as_bytes());
+        Ok(replaced)
     }
 
     /// The node under another name, which ends with `end`, with other names for what it reads and writes.
@@ -419,8 +450,13 @@ fn name_of(value: &[u8]) -> io::Result<String> {
     Ok(name)
 }
 
-/// `OperatorSetIdProto`: the version of ONNX's own operators; 0 for those of others.
-fn default_version(opset: &[u8]) -> io::Result<u64> {
+/// Is it ONNX's own?
+fn is_default(domain: &str) -> bool {
+    matches!(domain, "" | "ai.onnx")
+}
+
+/// `OperatorSetIdProto`.
+fn domain_and_version(opset: &[u8]) -> io::Result<(String, u64)> {
     let (mut domain, mut version) = (String::new(), 0);
     fields_of(opset, |message, number, value| match (number, value) {
         (proto::opset::DOMAIN, Value::Bytes(length)) => {
@@ -433,5 +469,5 @@ fn default_version(opset: &[u8]) -> io::Result<u64> {
         }
         _ => Ok(false),
     })?;
-    Ok(if domain.is_empty() { version } else { 0 })
+    Ok((domain, version))
 }

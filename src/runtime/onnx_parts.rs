@@ -81,6 +81,16 @@ pub(super) fn with_integers(mut node: Vec<u8>, name: &str, integers: &[u64]) -> 
     node
 }
 
+/// The `NodeProto` with one more attribute.
+pub(super) fn with_integer(mut node: Vec<u8>, name: &str, integer: u64) -> Vec<u8> {
+    let mut attribute = Vec::new();
+    put_bytes(&mut attribute, proto::attribute::NAME, name.as_bytes());
+    put_number(&mut attribute, proto::attribute::INTEGER, integer);
+    put_number(&mut attribute, proto::attribute::TYPE, proto::attribute::TYPE_INTEGER);
+    put_bytes(&mut node, proto::node::ATTRIBUTE, &attribute);
+    node
+}
+
 /// `NodeProto`, called like its first output.
 pub(super) fn node(
     operator: &str,
@@ -97,12 +107,8 @@ pub(super) fn node(
     }
     put_bytes(&mut node, proto::node::NAME, outputs[0].as_ref().as_bytes());
     put_bytes(&mut node, proto::node::OPERATOR, operator.as_bytes());
-    if let Some((name, integer)) = attribute {
-        let mut attribute = Vec::new();
-        put_bytes(&mut attribute, proto::attribute::NAME, name.as_bytes());
-        put_number(&mut attribute, proto::attribute::INTEGER, integer);
-        put_number(&mut attribute, proto::attribute::TYPE, proto::attribute::TYPE_INTEGER);
-        put_bytes(&mut node, proto::node::ATTRIBUTE, &attribute);
+    match attribute {
+        Some((name, integer)) => with_integer(node, name, integer),
+        None => node,
     }
-    node
 }

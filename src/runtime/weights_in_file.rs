@@ -15,8 +15,8 @@ const SMALLEST: u64 = 1024;
 pub(super) struct Slim {
     /// The graph, in ONNX's format.
     pub(super) bytes: Vec<u8>,
-    /// Where the file lies.
-    pub(super) folder: PathBuf,
+    /// The file.
+    pub(super) file: PathBuf,
 }
 
 impl Slim {
@@ -45,17 +45,15 @@ pub(super) fn with_weights_in_file(path: &Path) -> Result<Option<Slim>, RuntimeE
     let slim = || {
         // A link may lead out of the folder, which ONNX Runtime does not allow weights to do.
         let path = path.canonicalize()?;
-        let (folder, name) = (path.parent(), path.file_name().and_then(|name| name.to_str()));
-        let Some((folder, name)) = folder.zip(name).filter(|(folder, _)| folder.to_str().is_some()) else {
-            return Ok(None);
-        };
+        let name = path.file_name().and_then(|name| name.to_str());
+        let Some(name) = name.filter(|_| path.to_str().is_some()) else { return Ok(None) };
         let file = File::open(&path)?;
         let left = file.metadata()?.len();
         let model = Message { reader: &mut BufReader::new(file), left };
         let bytes = model.with_slim(proto::model::GRAPH, |graph| {
             graph.with_slim(proto::graph::INITIALIZER, |tensor| tensor.slim_tensor(name))
         })?;
-        Ok(Some(Slim { bytes, folder: folder.to_owned() }))
+        Ok(Some(Slim { bytes, file: path.clone() }))
     };
     slim().map_err(|error: io::Error| RuntimeError::Graph(format!("{}: {error}", path.display())))
 }
@@ -155,7 +153,7 @@ mod tests {
         let (before, after) = (OnnxFile::read(&path).unwrap(), parsed(&slim.bytes));
         assert_eq!((&before.parameters, &before.open_inputs), (&after.parameters, &after.open_inputs));
         assert_eq!(before.unpadded_pools.len(), after.unpadded_pools.len());
-        assert_eq!(slim.folder, path.parent().unwrap().canonicalize().unwrap());
+        assert_eq!(slim.file, path.canonicalize().unwrap());
     }
 
     #[test]

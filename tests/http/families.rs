@@ -2,9 +2,13 @@
 //!
 //! tests/fixtures/families/generate.py makes the models and the golden answers, and says how.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::mpsc;
 
+use ocelli::config::Config;
 use ocelli::preprocess::{DecodeLimits, decode};
+use ocelli::runtime::{ExecutionProvider, Runtime};
 use reqwest::blocking::multipart::{Form, Part};
 use serde_json::Value;
 
@@ -25,9 +29,14 @@ fn golden() -> Value {
 }
 
 fn server() -> Server {
+    server_with(|_| {})
+}
+
+fn server_with(change: impl FnOnce(&mut Config)) -> Server {
     let models = fixtures().join("families/models");
     let mut config = config(&models);
     config.model_defaults.batch_policy.max_batch_size = 2;
+    change(&mut config);
     let (ready, is_ready) = mpsc::channel();
     let server = Server::spawn(config, tempfile::tempdir().unwrap(), move |_| ready.send(()).unwrap());
     is_ready.recv_timeout(PATIENCE).unwrap();
@@ -169,5 +178,43 @@ fn token_ids_are_those_of_the_reference_and_long_prompts_are_refused() {
         let refused = Answer::of(server.post("/v1/zero-shot").multipart(form));
         let message = format!("has {} tokens; this model takes at most {}", too_long["tokens"], too_long["limit"]);
         refused.assert_error(422, &message);
+    }
+}
+
+#[test]
+fn transposed_weights_are_found_by_later_starts_and_are_no_need() {
+    let device = ExecutionProvider::OpenVino;
+    if !Runtime::load(None).unwrap().providers.contains(&device) {
+        return;
+    }
+    let golden = golden();
+    let photo = photos(&golden).swap_remove(0).1;
+    let cache = tempfile::tempdir().unwrap();
+    let answers = |cache_dir: PathBuf| {
+        let server = server_with(|config| {
+            config.model_defaults.device = Some(device);
+            // In others, weights are not transposed.
+            config.model_defaults.precision = device.native_precisions().last().copied();
+            config.cache_dir = cache_dir;
+        });
+        let answer = |family: &String| {
+            by_index(&server.post_image(&format!("/v1/classify?model={family}&top_k=1000"), photo.clone()))
+        };
+        families(&golden, "image-classification").map(|(family, _)| answer(family)).collect::<Vec<_>>()
+    };
+    let files = || {
+        let files = std::fs::read_dir(cache.path().join("weights")).unwrap().map(|file| file.unwrap());
+        files.map(|file| (file.file_name(), file.metadata().unwrap().modified().unwrap())).collect::<BTreeMap<_, _>>()
+    };
+    let first = answers(cache.path().to_owned());
+    let written = files();
+    assert!(written.len() >= 5, "those of transformers: {written:?}");
+    assert_eq!(answers(cache.path().to_owned()), first);
+    assert_eq!(files(), written, "they were only read");
+    let no_folder = cache.path().join("file");
+    std::fs::write(&no_folder, "").unwrap();
+    for (without, with) in answers(no_folder).iter().zip(&first) {
+        // Where they are, OpenVINO joins other operations in one, which rounds otherwise in bf16.
+        assert!(largest_difference(without, with) < 0.02, "{without:?} {with:?}");
     }
 }

@@ -47,6 +47,7 @@ pub fn models_dir(models: &[&str]) -> tempfile::TempDir {
 pub fn config(models_dir: &Path) -> Config {
     let mut config = Config { models_dir: models_dir.to_path_buf(), ..Config::default() };
     config.shutdown.grace = Duration::ZERO;
+    config.cache_dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
     config.model_defaults.device = Some(ExecutionProvider::Cpu);
     config.model_defaults.precision = Some(Precision::F32);
     config.model_defaults.threads = Some(1);

@@ -1,0 +1,479 @@
+//! A graph's matrices transposed, in a file of their own. OpenVINO multiplies by transposed matrices. Where a graph has others, it transposes them while
+//! it opens a session, which takes longer than the rest of that, and keeps them for as long as the session lives, beside what its kernels
+//! make of them, which is all that is read later: two thirds of what a session of a ViT takes. What comes transposed from a file is let go
+//! of with the file. Such a file is written once and found by later sessions, processes and starts.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::onnx_graph::{Graph, Model, Node, Tensor};
+use super::onnx_parts::{tensor, with_integer};
+use super::protobuf::put_bytes;
+use super::weights_in_file::{Place, Slim};
+use super::{RuntimeError, onnx_proto as proto};
+
+/// To be raised when something else is written to files than before.
+const REVISION: u32 = 1;
+
+/// ONNX Runtime's product of matrices, of which either may be transposed.
+const DOMAIN: &str = "com.microsoft";
+const PRODUCT: &str = "FusedMatMul";
+
+/// Weights begin at multiples of it, as kernels like them.
+const ALIGNMENT: u64 = 64;
+
+/// Sides of the squares in which matrices are transposed: rows of both then stay in the cache.
+const SQUARE: usize = 32;
+
+/// The graph, which is that of the file `path`, with the matrices that it multiplies by transposed, in a file in `folder`; `None` if they
+/// are not most of its weights, or if there can be no such file.
+///
+/// # Errors
+/// [`RuntimeError::Graph`]: it is no whole ONNX model.
+pub(super) fn with_transposed(slim: &Slim, path: &Path, folder: &Path) -> Result<Option<Slim>, RuntimeError> {
+    let unreadable = |error: io::Error| RuntimeError::Graph(format!("{}: {error}", path.display()));
+    let Some(rewritten) = Rewritten::of(&slim.bytes, &slim.file).map_err(unreadable)? else { return Ok(None) };
+    match rewritten.write_weights(&slim.file, folder) {
+        Ok(file) => Ok(Some(Slim { bytes: rewritten.model, file })),
+        Err(error) => {
+            tracing::warn!(
+                file = %path.display(), folder = %folder.display(), %error,
+                "transposed weights cannot be kept; sessions take more memory and longer to open"
+            );
+            Ok(None)
+        }
+    }
+}
+
+/// A model whose large weights are in another file than before.
+struct Rewritten {
+    model: Vec<u8>,
+    weights: Weights,
+}
+
+impl Rewritten {
+    /// `None` if less than half of the weights would be transposed.
+    fn of(model: &[u8], source: &Path) -> io::Result<Option<Self>> {
+        let mut model = Model::read(model)?;
+        let graph = &model.graph;
+        let Some(names) = graph.names().filter(|_| !graph.has_graphs_inside()) else { return Ok(None) };
+        let (mut products, mut matrices) = (HashMap::new(), BTreeMap::new());
+        let producers: HashMap<&str, &Node> = graph
+            .nodes
+            .iter()
+            .flat_map(|node| node.outputs.iter().map(move |output| (output.as_str(), node)))
+            .collect();
+        for (index, node) in graph.nodes.iter().enumerate() {
+            let [of, by] = &node.inputs[..] else { continue };
+            let transposed = format!("{by}/transposed");
+            if node.operator != "MatMul" || of == by || names.contains(transposed.as_str()) {
+                continue;
+            }
+            if let Some(matrix) = graph.columns(by, &producers)? {
+                matrices.insert(transposed.clone(), matrix);
+                products.insert(index, transposed);
+            }
+        }
+        let bytes: u64 = matrices.values().map(Columns::bytes).sum();
+        let all: u64 =
+            graph.initializers.iter().filter_map(|tensor| tensor.place.as_ref()).map(|place| place.length).sum();
+        if bytes == 0 || bytes < all / 2 {
+            return Ok(None);
+        }
+        let (rewritten, weights) = graph.with_products(&products, &matrices, source)?;
+        tracing::debug!(matrices = matrices.len(), bytes, "matrices are transposed in a file of their own");
+        model.import(DOMAIN);
+        Ok(Some(Self { model: model.with_graph(&rewritten), weights }))
+    }
+
+    /// Writes the weights into a file in `folder`, if they are not there, and returns that.
+    fn write_weights(&self, source: &Path, folder: &Path) -> io::Result<PathBuf> {
+        let Weights { name, parts, length } = &self.weights;
+        fs::create_dir_all(folder)?;
+        let folder = folder.canonicalize()?;
+        if folder.to_str().is_none() {
+            return Err(io::Error::other("its name is no text"));
+        }
+        let file = folder.join(name);
+        let is_there = || file.metadata().is_ok_and(|there| there.len() == *length);
+        if is_there() {
+            return Ok(file);
+        }
+        let partial = file.with_extension("partial");
+        let target = File::options().create(true).truncate(false).write(true).open(&partial)?;
+        // Who is ended half-way leaves no more than the next one overwrites.
+        target.lock()?;
+        if is_there() {
+            let _ = fs::remove_file(&partial);
+            return Ok(file);
+        }
+        let write = || {
+            target.set_len(0)?;
+            let mut target = BufWriter::with_capacity(1 << 20, &target);
+            write_parts(parts, &mut File::open(source)?, &mut target)?;
+            // Only what is whole is ever seen under its name, also after the power has failed.
+            target.into_inner()?.sync_all()?;
+            fs::rename(&partial, &file)
+        };
+        write().inspect_err(|_| drop(fs::remove_file(&partial)))?;
+        remove_others(&folder, name);
+        Ok(file)
+    }
+}
+
+/// Removes what was written for earlier contents of the same graph's file.
+fn remove_others(folder: &Path, name: &str) {
+    let of_graph = name.split_once('-').map_or(name, |(of_graph, _)| of_graph);
+    for other in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let is_other = other.file_name().to_str().is_some_and(|other| other != name && other.starts_with(of_graph));
+        if is_other {
+            let _ = fs::remove_file(other.path());
+        }
+    }
+}
+
+/// A file of weights.
+struct Weights {
+    name: String,
+    parts: Vec<Part>,
+    length: u64,
+}
+
+/// A tensor of it.
+#[derive(Debug)]
+struct Part {
+    /// In the graph's file, in bytes.
+    from: Range<u64>,
+    /// In this one.
+    at: u64,
+    /// If it is to be transposed.
+    matrix: Option<Matrix>,
+}
+
+/// Columns of a matrix of floats.
+#[derive(Debug, Clone)]
+struct Matrix {
+    /// Rows and columns of the whole one.
+    shape: [u64; 2],
+    columns: Range<u64>,
+}
+
+impl Weights {
+    /// Adds a part, and returns where it is.
+    fn add(&mut self, from: &Place, matrix: Option<Matrix>) -> Place {
+        let length = matrix.as_ref().map_or(from.length, Matrix::bytes);
+        let at = self.length.next_multiple_of(ALIGNMENT);
+        self.parts.push(Part { from: from.offset..from.offset + from.length, at, matrix });
+        self.length = at + length;
+        Place { file: self.name.clone(), offset: at, length }
+    }
+
+    /// What the file is to be called: by the graph's file, by when that was last changed, and by what is made of it.
+    fn name(source: &Path, wanted: &impl std::fmt::Debug) -> io::Result<String> {
+        let hash =
+            |text: String| Sha256::digest(text)[..12].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let file = source.metadata()?;
+        let changed = (file.ino(), file.len(), file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec());
+        let graph = hash(format!("{}", source.display()));
+        Ok(format!("{graph}-{}.weights", hash(format!("{REVISION} {changed:?} {wanted:?}"))))
+    }
+}
+
+impl Matrix {
+    fn bytes(&self) -> u64 {
+        self.shape[0] * (self.columns.end - self.columns.start) * size_of::<f32>() as u64
+    }
+
+    /// The columns of the matrix `values`, row by row.
+    fn transposed(&self, values: &[[u8; 4]]) -> Vec<[u8; 4]> {
+        let [rows, width] = self.shape.map(|size| size as usize);
+        let columns = self.columns.start as usize..self.columns.end as usize;
+        let mut transposed = vec![[0; 4]; rows * columns.len()];
+        for top in (0..rows).step_by(SQUARE) {
+            for left in columns.clone().step_by(SQUARE) {
+                for column in left..(left + SQUARE).min(columns.end) {
+                    let line = &mut transposed[(column - columns.start) * rows..][..rows];
+                    for row in top..(top + SQUARE).min(rows) {
+                        line[row] = values[row * width + column];
+                    }
+                }
+            }
+        }
+        transposed
+    }
+}
+
+/// Writes `parts`, which are in the file `source`, to their places.
+fn write_parts(parts: &[Part], source: &mut File, target: &mut impl Write) -> io::Result<()> {
+    let mut end = 0;
+    let (mut matrix_from, mut values) = (&(0..0), Vec::new());
+    for Part { from, at, matrix } in parts {
+        io::copy(&mut io::repeat(0).take(at - end), target)?;
+        let bytes = from.end - from.start;
+        match matrix {
+            None => {
+                source.seek(SeekFrom::Start(from.start))?;
+                if io::copy(&mut Read::take(&mut *source, bytes), target)? != bytes {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                end = at + bytes;
+            }
+            Some(matrix) => {
+                // The blocks of one follow each other.
+                if from != matrix_from {
+                    source.seek(SeekFrom::Start(from.start))?;
+                    values.resize((bytes / 4) as usize, [0; 4]);
+                    source.read_exact(values.as_flattened_mut())?;
+                    matrix_from = from;
+                }
+                target.write_all(matrix.transposed(&values).as_flattened())?;
+                end = at + matrix.bytes();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Columns of a matrix in the graph's file.
+struct Columns<'g> {
+    tensor: &'g Tensor,
+    place: &'g Place,
+    matrix: Matrix,
+}
+
+impl Columns<'_> {
+    fn bytes(&self) -> u64 {
+        self.matrix.bytes()
+    }
+}
+
+impl Graph {
+    /// The columns of a matrix that `value` always is: a whole one in a file, or a part that `Split` cuts from it.
+    fn columns(&self, value: &str, producers: &HashMap<&str, &Node>) -> io::Result<Option<Columns<'_>>> {
+        let Some(node) = producers.get(value) else {
+            return Ok(self.initializer(value).and_then(|tensor| tensor.columns(|width| Some(0..width))));
+        };
+        let [whole, widths] = &node.inputs[..] else { return Ok(None) };
+        let axis = node.integers()?.remove("axis");
+        let cut =
+            (self.initializer(whole), self.initializer(widths), node.outputs.iter().position(|part| part == value));
+        let (Some(tensor), Some(widths), Some(index)) = cut else { return Ok(None) };
+        if node.operator != "Split" || axis.as_deref() != Some(&[1]) {
+            return Ok(None);
+        }
+        let widths: Option<Vec<u64>> =
+            widths.integers()?.and_then(|widths| widths.into_iter().map(|width| u64::try_from(width).ok()).collect());
+        Ok(widths.and_then(|widths| {
+            let start = widths.get(..index)?.iter().sum::<u64>();
+            let end = start.checked_add(*widths.get(index)?)?;
+            tensor.columns(|width| (end <= width).then_some(start..end))
+        }))
+    }
+
+    /// `GraphProto` with `products`, by their nodes, that multiply by `matrices`, and the file that its large weights are in.
+    fn with_products(
+        &self,
+        products: &HashMap<usize, String>,
+        matrices: &BTreeMap<String, Columns<'_>>,
+        source: &Path,
+    ) -> io::Result<(Vec<u8>, Weights)> {
+        let mut nodes: Vec<(&Node, Vec<u8>)> = Vec::with_capacity(self.nodes.len());
+        let mut read: BTreeSet<&str> = self.outputs.iter().chain(self.inputs.keys()).map(String::as_str).collect();
+        for (index, node) in self.nodes.iter().enumerate().rev() {
+            // What cut a matrix.
+            if node.operator == "Split" && !node.outputs.iter().any(|part| read.contains(part.as_str())) {
+                continue;
+            }
+            let bytes = match products.get(&index) {
+                Some(transposed) => {
+                    read.extend([node.inputs[0].as_str(), transposed]);
+                    let name = |value: &str| if value == node.inputs[1] { transposed } else { value }.to_owned();
+                    with_integer(node.replaced(DOMAIN, PRODUCT, name)?, "transB", 1)
+                }
+                None => {
+                    read.extend(node.inputs.iter().map(String::as_str));
+                    node.bytes.clone()
+                }
+            };
+            nodes.push((node, bytes));
+        }
+        let is_read = |tensor: &&Tensor| read.contains(tensor.name.as_str()) || self.readers(&tensor.name).is_empty();
+        let kept: Vec<&Tensor> = self.initializers.iter().filter(is_read).collect();
+        let told = |place: &Place| (place.offset, place.length);
+        let of_matrices: Vec<_> = matrices.values().map(|columns| (told(columns.place), &columns.matrix)).collect();
+        let of_others: Vec<_> = kept.iter().filter_map(|tensor| tensor.place.as_ref()).map(told).collect();
+        let name = Weights::name(source, &(of_matrices, of_others))?;
+        let mut weights = Weights { name, parts: Vec::new(), length: 0 };
+        let mut graph = self.rest.clone();
+        for (name, Columns { tensor: whole, place, matrix }) in matrices {
+            let shape = [matrix.columns.end - matrix.columns.start, matrix.shape[0]];
+            let mut transposed = tensor(name, &shape, whole.data_type);
+            weights.add(place, Some(matrix.clone())).put(&mut transposed);
+            put_bytes(&mut graph, proto::graph::INITIALIZER, &transposed);
+        }
+        for other in kept {
+            match &other.place {
+                None => put_bytes(&mut graph, proto::graph::INITIALIZER, &other.bytes),
+                Some(place) => {
+                    let mut moved = tensor(&other.name, &other.shape, other.data_type);
+                    weights.add(place, None).put(&mut moved);
+                    put_bytes(&mut graph, proto::graph::INITIALIZER, &moved);
+                }
+            }
+        }
+        for (_, bytes) in nodes.iter().rev() {
+            put_bytes(&mut graph, proto::graph::NODE, bytes);
+        }
+        Ok((graph, weights))
+    }
+}
+
+impl Tensor {
+    /// These of its columns, if it is a matrix of floats in a file.
+    fn columns(&self, columns: impl FnOnce(u64) -> Option<Range<u64>>) -> Option<Columns<'_>> {
+        let (&[rows, width], Some(place)) = (&self.shape[..], &self.place) else { return None };
+        let is_whole = rows.checked_mul(width)?.checked_mul(size_of::<f32>() as u64)? == place.length;
+        let columns = columns(width).filter(|_| is_whole && self.data_type == proto::tensor::FLOAT)?;
+        Some(Columns { tensor: self, place, matrix: Matrix { shape: [rows, width], columns } })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::onnx_parts::{node, sizes};
+    use super::super::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
+    use super::*;
+
+    const HEIGHT: u64 = 40;
+    const WIDTH: u64 = 72;
+
+    /// A product with a whole matrix, and one with another's columns in two parts.
+    fn products() -> Vec<Vec<u8>> {
+        vec![
+            node("MatMul", &["x", "A"], &["hidden"], None),
+            node("Split", &["B", "widths"], &["B0", "B1"], Some(("axis", 1))),
+            node("MatMul", &["hidden", "B0"], &["left"], None),
+            node("MatMul", &["hidden", "B1"], &["right"], None),
+            node("Concat", &["left", "right"], &["out"], Some(("axis", 1))),
+        ]
+    }
+
+    /// Writes a model of these nodes into `folder`, and reads it without its weights.
+    fn model(folder: &Path, nodes: &[Vec<u8>]) -> Slim {
+        let matrices: [(&str, &[u64]); 2] = [("A", &[HEIGHT, WIDTH]), ("B", &[WIDTH, HEIGHT])];
+        let mut tensors = matrices.map(|(name, shape)| differing_floats(name, shape)).to_vec();
+        tensors.push(sizes("widths", &[33, 7]));
+        write_model(folder, nodes, &tensors, &[value("x", &[2, HEIGHT])], &[value("out", &[2, HEIGHT])], 17)
+    }
+
+    /// The names of the files with weights in `folder`.
+    fn files(folder: &Path) -> Vec<String> {
+        let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| !name.ends_with(".onnx")).collect()
+    }
+
+    fn transposed(slim: &Slim, folder: &Path) -> Option<Slim> {
+        with_transposed(slim, &slim.file, folder).unwrap()
+    }
+
+    fn compare(folder: &Path, slim: &Slim) -> Graph {
+        let transposed = transposed(slim, folder).unwrap();
+        same_answers(folder, &transposed.bytes, ("x", differing_values(&[2, HEIGHT as usize])), "out")
+    }
+
+    #[test]
+    fn products_with_transposed_matrices_are_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let graph = compare(folder.path(), &model(folder.path(), &products()));
+        let counts = ["com.microsoft.FusedMatMul", "MatMul", "Split"].map(|operator| count(&graph, operator));
+        assert_eq!(counts, [3, 0, 0]);
+        assert!(graph.initializer("A").is_none() && graph.initializer("B").is_none());
+    }
+
+    #[test]
+    fn who_else_reads_a_matrix_still_finds_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut nodes = products();
+        nodes.push(node("Transpose", &["B"], &["turned"], None));
+        let graph = compare(folder.path(), &model(folder.path(), &nodes));
+        assert!(graph.initializer("A").is_none() && graph.initializer("B").is_some());
+    }
+
+    #[test]
+    fn a_file_is_written_once_and_again_when_the_graph_has_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let slim = model(folder.path(), &products());
+        let first = transposed(&slim, folder.path()).unwrap();
+        let written = first.file.metadata().unwrap().ino();
+        let again = transposed(&slim, folder.path()).unwrap();
+        assert_eq!((&again.file, again.file.metadata().unwrap().ino()), (&first.file, written));
+        assert_eq!(files(folder.path()).len(), 1, "nothing is left over");
+        // In place, of the same length, and some ticks of the system's clock later.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let mut bytes = fs::read(&slim.file).unwrap();
+        let end = bytes.len();
+        bytes[end / 2] ^= 1;
+        fs::write(&slim.file, bytes).unwrap();
+        let changed = transposed(&slim, folder.path()).unwrap();
+        assert_ne!(changed.file, first.file);
+        assert_eq!(files(folder.path()), [changed.file.file_name().unwrap().to_str().unwrap()], "the other is gone");
+    }
+
+    #[test]
+    fn what_another_left_half_written_is_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let slim = model(folder.path(), &products());
+        let file = transposed(&slim, folder.path()).unwrap().file;
+        let whole = fs::read(&file).unwrap();
+        fs::remove_file(&file).unwrap();
+        fs::write(file.with_extension("partial"), vec![7; whole.len() * 2]).unwrap();
+        assert_eq!(fs::read(transposed(&slim, folder.path()).unwrap().file).unwrap(), whole);
+        fs::write(&file, &whole[1..]).unwrap();
+        assert_eq!(
+            fs::read(transposed(&slim, folder.path()).unwrap().file).unwrap(),
+            whole,
+            "nor is a shorter one taken"
+        );
+        assert_eq!(files(folder.path()).len(), 1);
+    }
+
+    #[test]
+    fn several_write_a_file_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let slim = model(folder.path(), &products());
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| transposed(&slim, folder.path()).unwrap());
+            }
+        });
+        compare(folder.path(), &slim);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_to_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let slim = model(folder.path(), &products());
+        assert!(transposed(&slim, &slim.file).is_none(), "a file is in its place");
+        fs::write(&slim.file, "").unwrap();
+        assert!(transposed(&slim, folder.path()).is_none(), "the weights are no longer there");
+        assert_eq!(files(folder.path()), [""; 0]);
+    }
+
+    #[test]
+    fn a_graph_of_other_weights_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let is_transposed = |nodes: &[Vec<u8>]| transposed(&model(folder.path(), nodes), folder.path()).is_some();
+        assert!(is_transposed(&products()[1..]), "one of two that are as large");
+        assert!(!is_transposed(&products()[4..]));
+        let by_rows = node("Split", &["B", "widths"], &["B0", "B1"], None);
+        assert!(!is_transposed(&[vec![by_rows], products()[2..].to_vec()].concat()), "rows are cut, not columns");
+        let nesting = node("Loop", &["", "condition", "x"], &["again"], None);
+        assert!(!is_transposed(&[vec![nesting], products()].concat()), "the graph in the loop may read a matrix");
+    }
+}

@@ -72,7 +72,7 @@ impl Model for Echo {
 fn queue(criterion: &mut Criterion) {
     const JOBS: u32 = 64;
     let queue = Arc::new(BatchQueue::<Echo>::new(1024, QueueMetrics::default(), Arc::default()));
-    let crew = queue.relieve(BatchPolicy { max_batch_size: 8, max_queue_delay: Duration::ZERO }, 1, false);
+    let crew = queue.relieve(BatchPolicy::up_to(8), 1);
     let _worker = Worker::spawn("echo".to_owned(), Arc::clone(&queue), (crew, Role::Any), Echo, || Ok(Echo)).unwrap();
     let deadline = Instant::now() + Duration::from_secs(3600);
     let jobs = || {

@@ -135,7 +135,7 @@ def model_section(name, result):
     yield (
         f"Served by {graph['provider']} in {graph['precision']}, {graph['instances']} instance(s) of {graph['threads']} "
         f"thread(s), batches up to {max(graph['batch_sizes_warmed'])} ({graph['provider_reason']})."
-        + (f" Single images: {graph['solo_threads']} threads." if "solo_threads" in graph else "")
+        + (f" Up to {graph['solo_max_batch_size']} image(s): {graph['solo_threads']} threads." if "solo_threads" in graph else "")
     )
     yield ""
     header = [

@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct BatchPolicy {
     /// Most jobs in a batch, at least 1.
     pub max_batch_size: usize,
+    /// Most that the solo worker takes at a time; 0: there is none.
+    pub solo_max_batch_size: usize,
     /// How long the **oldest** job may wait for company while a worker is idle.
     pub max_queue_delay: Duration,
 }
@@ -18,8 +20,8 @@ pub enum Role {
     Any,
     /// Full batches, and what is too few for one where it is not for the solo worker of the crew.
     Full,
-    /// One job at a time, with all cores, while half of them are free: what is too few for a full batch, and more while that answers all
-    /// there are sooner than a batch would.
+    /// One job at a time, or a few, with all cores, while half of them are free: what is too few for a full batch, and more while that
+    /// answers all there are sooner than a batch would.
     Solo,
 }
 
@@ -56,6 +58,11 @@ pub enum Decision {
 }
 
 impl BatchPolicy {
+    /// Batches up to this, due at once, without a solo worker.
+    pub fn up_to(max_batch_size: usize) -> Self {
+        Self { max_batch_size, solo_max_batch_size: 0, max_queue_delay: Duration::ZERO }
+    }
+
     /// Decides for an idle worker.
     pub fn decide(&self, role: Role, situation: Situation) -> Decision {
         let Situation { len, closed, .. } = situation;
@@ -67,8 +74,8 @@ impl BatchPolicy {
             Role::Any | Role::Full if is_full => Decision::Run(self.max_batch_size),
             Role::Any | Role::Full => self.run_when_due(len, situation),
             Role::Solo if !self.is_for_solo(situation) => Decision::WaitForJobs,
-            Role::Solo if is_full => Decision::Run(1),
-            Role::Solo => self.run_when_due(1, situation),
+            Role::Solo if is_full => Decision::Run(len.min(self.solo_max_batch_size)),
+            Role::Solo => self.run_when_due(len.min(self.solo_max_batch_size), situation),
         }
     }
 
@@ -100,7 +107,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn policy(max_batch_size: usize, max_queue_delay: Duration) -> BatchPolicy {
-        BatchPolicy { max_batch_size, max_queue_delay }
+        BatchPolicy { solo_max_batch_size: 1, max_queue_delay, ..BatchPolicy::up_to(max_batch_size) }
     }
 
     fn situation(len: usize, oldest_age: Duration) -> Situation {
@@ -151,6 +158,15 @@ mod tests {
         let busy = Situation { cores_are_free: false, ..situation(3, MS) };
         assert_eq!(policy.decide(Role::Solo, busy), Decision::WaitForJobs);
         assert_eq!(policy.decide(Role::Full, busy), Decision::Run(3), "a core that is free takes what there is");
+    }
+
+    #[test]
+    fn the_solo_worker_takes_as_many_as_there_are_and_as_it_may() {
+        let policy = BatchPolicy { solo_max_batch_size: 3, ..policy(4, Duration::ZERO) };
+        for (len, size) in [(1, 1), (2, 2), (3, 3), (4, 3), (7, 3)] {
+            let sooner = Situation { solo_is_sooner: true, ..situation(len, MS) };
+            assert_eq!(policy.decide(Role::Solo, sooner), Decision::Run(size));
+        }
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl Workers {
 impl<M: Model> BatchQueue<M> {
     /// A queue of at most `capacity` jobs, without workers yet.
     pub fn new(capacity: usize, metrics: QueueMetrics, gate: Arc<RunGate>) -> Self {
-        let policy = BatchPolicy { max_batch_size: 1, max_queue_delay: Duration::ZERO };
+        let policy = BatchPolicy::up_to(1);
         let jobs = VecDeque::new();
         let state = State {
             jobs,
@@ -106,13 +106,14 @@ impl<M: Model> BatchQueue<M> {
         Self { state: Mutex::new(state), for_batches, for_solo, ended, capacity, metrics, gate }
     }
 
-    /// Announces a crew of `workers` workers that take batches by `policy`, and a solo worker beside them if `has_solo`. Those of
+    /// Announces a crew of `workers` workers that take batches by `policy`, and a solo worker beside them if that has one. Those of
     /// the crew before end with their present batch.
-    pub fn relieve(&self, policy: BatchPolicy, workers: usize, has_solo: bool) -> Crew {
+    pub fn relieve(&self, policy: BatchPolicy, workers: usize) -> Crew {
         let mut state = self.lock();
         let crew = Crew(state.crew.0 + 1);
         (state.crew, state.policy, state.run_times) = (crew, policy, RunTimes::default());
-        (state.solo, state.others) = (Workers::new(usize::from(has_solo)), Workers::new(workers.max(1)));
+        let solo = policy.solo_max_batch_size.min(1);
+        (state.solo, state.others) = (Workers::new(solo), Workers::new(workers.max(1)));
         drop(state);
         self.wake_all();
         crew
@@ -234,7 +235,7 @@ impl<M: Model> BatchQueue<M> {
         match role {
             Role::Solo => {
                 let others = state.others.count;
-                state.run_times.learn_solo(time, others);
+                state.run_times.learn_solo(time, size, others);
             }
             Role::Any | Role::Full => {
                 let is_full = size == state.policy.max_batch_size;
@@ -368,11 +369,15 @@ mod tests {
 
     fn queue(max_batch_size: usize, capacity: usize) -> Arc<BatchQueue<Echo>> {
         let queue = Arc::new(BatchQueue::new(capacity, QueueMetrics::default(), Arc::default()));
-        assert_eq!(queue.relieve(BatchPolicy { max_batch_size, max_queue_delay: Duration::ZERO }, 1, false), CREW);
+        assert_eq!(queue.relieve(BatchPolicy::up_to(max_batch_size), 1), CREW);
         queue
     }
 
     const CREW: Crew = Crew(1);
+
+    fn with_solo(max_batch_size: usize) -> BatchPolicy {
+        BatchPolicy { solo_max_batch_size: 1, ..BatchPolicy::up_to(max_batch_size) }
+    }
 
     fn job(input: u32, time: Duration) -> (Job<Echo>, Receiver) {
         let (reply, answer) = oneshot::channel();
@@ -421,7 +426,7 @@ mod tests {
         let queue = queue(1, 10);
         let _answers = push_each(&queue, 0..3);
         assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [0]);
-        let next = queue.relieve(BatchPolicy { max_batch_size: 8, max_queue_delay: Duration::ZERO }, 1, false);
+        let next = queue.relieve(BatchPolicy::up_to(8), 1);
         assert!(queue.next_batch(CREW, Role::Any).is_none());
         assert!(!queue.is_needed_after(CREW, LONG) && queue.is_needed_after(next, Duration::ZERO));
         assert_eq!(inputs(&queue.next_batch(next, Role::Any).unwrap()), [1, 2], "by the new crew's policy");
@@ -430,7 +435,7 @@ mod tests {
     #[test]
     fn few_jobs_go_to_the_solo_worker_until_all_cores_are_taken() {
         let queue = queue(8, 10);
-        let crew = queue.relieve(BatchPolicy { max_batch_size: 2, max_queue_delay: Duration::ZERO }, 1, true);
+        let crew = queue.relieve(with_solo(2), 1);
         let _answers = push_each(&queue, 0..3);
         assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [0, 1]);
         let end = || queue.finish(crew, Role::Full, 2, Duration::ZERO);
@@ -446,7 +451,7 @@ mod tests {
     #[test]
     fn a_lone_job_goes_to_the_solo_worker_and_what_comes_meanwhile_to_the_others_also_where_batches_are_of_one() {
         let queue = queue(1, 10);
-        let crew = queue.relieve(BatchPolicy { max_batch_size: 1, max_queue_delay: Duration::ZERO }, 2, true);
+        let crew = queue.relieve(with_solo(1), 2);
         let (first, _first_answer) = job(1, LONG);
         queue.push(first).unwrap();
         assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [1]);
@@ -473,7 +478,7 @@ mod tests {
     #[test]
     fn a_full_batch_goes_to_the_solo_worker_as_long_as_that_has_been_seen_to_be_done_sooner() {
         let queue = queue(2, 10);
-        let crew = queue.relieve(BatchPolicy { max_batch_size: 2, max_queue_delay: Duration::ZERO }, 2, true);
+        let crew = queue.relieve(with_solo(2), 2);
         let mut answers = push_each(&queue, 0..3);
         assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [0, 1], "nothing has been timed yet");
         assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [2]);
@@ -490,7 +495,7 @@ mod tests {
     #[test]
     fn what_would_be_for_a_worker_that_is_out_goes_to_the_others() {
         let queue = queue(2, 10);
-        let crew = queue.relieve(BatchPolicy { max_batch_size: 2, max_queue_delay: Duration::ZERO }, 1, true);
+        let crew = queue.relieve(with_solo(2), 1);
         let _lone = push_each(&queue, 0..1);
         assert_eq!(taken_once(&queue, (crew, Role::Full), || queue.set_out(crew, Role::Solo, true)), [0]);
         queue.set_out(crew, Role::Solo, false);
@@ -504,7 +509,7 @@ mod tests {
     #[test]
     fn a_job_that_waited_for_the_solo_worker_goes_to_another_once_a_second_is_announced() {
         let queue = queue(1, 10);
-        let crew = queue.relieve(BatchPolicy { max_batch_size: 1, max_queue_delay: Duration::ZERO }, 1, true);
+        let crew = queue.relieve(with_solo(1), 1);
         let (first, _answer) = job(1, LONG);
         let come = || {
             queue.push(first).unwrap();
@@ -518,7 +523,7 @@ mod tests {
         let queue = queue(1, 10);
         let _answers = push_each(&queue, 0..3);
         assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [0]);
-        let crew = queue.relieve(BatchPolicy { max_batch_size: 1, max_queue_delay: Duration::ZERO }, 1, true);
+        let crew = queue.relieve(with_solo(1), 1);
         assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [1]);
         queue.finish(CREW, Role::Any, 1, Duration::ZERO);
         assert_eq!(queue.lock().others.busy, 1);
@@ -562,7 +567,7 @@ mod tests {
     #[test]
     fn a_worker_that_waits_while_a_closed_queue_is_emptied_by_others_ends_too() {
         let queue = queue(1, 10);
-        let crew = queue.relieve(BatchPolicy { max_batch_size: 1, max_queue_delay: Duration::ZERO }, 1, true);
+        let crew = queue.relieve(with_solo(1), 1);
         let _answers = push_each(&queue, 0..3);
         assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [0]);
         queue.close();

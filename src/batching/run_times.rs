@@ -7,38 +7,48 @@ use std::time::Duration;
 pub(super) struct RunTimes {
     /// What one job costs a worker.
     per_job: Option<Duration>,
-    /// A run of the solo worker.
-    solo: Option<Duration>,
+    /// Runs of the solo worker by how many jobs they had, beginning with one.
+    solo: Vec<Option<Duration>>,
     /// A full batch of another.
     full_batch: Option<Duration>,
 }
 
 impl RunTimes {
-    /// The solo worker has run a job: with all cores, which is as much as what all `workers` have.
-    pub(super) fn learn_solo(&mut self, time: Duration, workers: usize) {
-        average(&mut self.per_job, times(time, workers));
-        average(&mut self.solo, time);
+    /// The solo worker has run `size` jobs: with all cores, which is as much as what all `workers` have.
+    pub(super) fn learn_solo(&mut self, time: Duration, size: usize, workers: usize) {
+        let size = size.max(1);
+        average(&mut self.per_job, part(times(time, workers), size));
+        if self.solo.len() < size {
+            self.solo.resize(size, None);
+        }
+        average(&mut self.solo[size - 1], time);
     }
 
     /// Another has run a batch of `size` jobs.
     pub(super) fn learn_batch(&mut self, time: Duration, size: usize, is_full: bool) {
-        average(&mut self.per_job, time / u32::try_from(size.max(1)).unwrap_or(u32::MAX));
+        average(&mut self.per_job, part(time, size));
         if is_full {
             average(&mut self.full_batch, time);
         }
     }
 
-    /// Would the solo worker answer so many jobs, one by one, before a full batch were done? A lone job it always would, so that its
-    /// time is learned anew where other load has distorted it.
+    /// Would the solo worker answer so many jobs, a few at a time, before a full batch were done? A lone job it always would, so that
+    /// its time is learned anew where other load has distorted it.
     pub(super) fn solo_is_sooner(&self, jobs: usize) -> bool {
-        let one_by_one = self.solo.map(|time| times(time, jobs));
-        jobs <= 1 || one_by_one.zip(self.full_batch).is_some_and(|(solo, batch)| solo <= batch)
+        let sizes = self.solo.iter().zip(1..=jobs);
+        let per_job = sizes.filter_map(|(time, size)| Some(part((*time)?, size))).min();
+        let solo = per_job.map(|time| times(time, jobs));
+        jobs <= 1 || solo.zip(self.full_batch).is_some_and(|(solo, batch)| solo <= batch)
     }
 
     /// When a job's turn comes after so many others of its worker; at once if none has been timed.
     pub(super) fn wait(&self, turns: usize) -> Duration {
         self.per_job.map_or(Duration::ZERO, |time| times(time, turns))
     }
+}
+
+fn part(time: Duration, count: usize) -> Duration {
+    time / u32::try_from(count.max(1)).unwrap_or(u32::MAX)
 }
 
 fn times(time: Duration, count: usize) -> Duration {
@@ -58,7 +68,7 @@ mod tests {
     #[test]
     fn the_solo_worker_is_sooner_while_jobs_one_by_one_take_less_than_a_full_batch() {
         let mut run_times = RunTimes::default();
-        run_times.learn_solo(12 * MS, 2);
+        run_times.learn_solo(12 * MS, 1, 2);
         assert!(!run_times.solo_is_sooner(2), "no full batch has been timed");
         run_times.learn_batch(20 * MS, 1, false);
         assert!(!run_times.solo_is_sooner(2), "nor by one that was not full");
@@ -67,9 +77,26 @@ mod tests {
     }
 
     #[test]
+    fn what_a_few_at_a_time_take_counts_for_as_many_jobs_and_more() {
+        let mut run_times = RunTimes::default();
+        run_times.learn_solo(40 * MS, 4, 2);
+        assert_eq!(run_times.wait(1), 20 * MS, "of a worker: twice what it is of all");
+        run_times.learn_batch(150 * MS, 8, true);
+        assert!(!run_times.solo_is_sooner(2), "fewer have not been timed");
+        assert!(run_times.solo_is_sooner(15) && !run_times.solo_is_sooner(16), "10 ms each");
+        run_times.learn_solo(14 * MS, 1, 2);
+        assert!(run_times.solo_is_sooner(3) && run_times.solo_is_sooner(15));
+        run_times.learn_solo(800 * MS, 4, 2);
+        assert!(
+            run_times.solo_is_sooner(10) && !run_times.solo_is_sooner(11),
+            "one by one, if others are slow: 14 ms each"
+        );
+    }
+
+    #[test]
     fn a_lone_job_is_for_the_solo_worker_also_after_load_has_made_that_look_slow() {
         let mut run_times = RunTimes::default();
-        run_times.learn_solo(9 * MS, 2);
+        run_times.learn_solo(9 * MS, 1, 2);
         run_times.learn_batch(3 * MS, 1, true);
         assert!(run_times.solo_is_sooner(1) && !run_times.solo_is_sooner(2));
     }
@@ -80,7 +107,7 @@ mod tests {
         assert_eq!(run_times.wait(3), Duration::ZERO);
         run_times.learn_batch(64 * MS, 4, true);
         assert_eq!(run_times.wait(3), 48 * MS);
-        run_times.learn_solo(4 * MS, 2);
+        run_times.learn_solo(4 * MS, 1, 2);
         assert_eq!(run_times.wait(1), 15 * MS, "7/8 of 16 ms and 1/8 of 2 × 4 ms");
     }
 }

@@ -227,9 +227,8 @@ mod tests {
     type Receiver = oneshot::Receiver<Result<Answer<(u32, u32)>, InferenceError>>;
 
     fn start(max_batch_size: usize, gate: Option<mpsc::Receiver<()>>) -> (Arc<BatchQueue<Doubler>>, Worker) {
-        let policy = BatchPolicy { max_batch_size, max_queue_delay: Duration::ZERO };
         let queue = Arc::new(BatchQueue::new(100, QueueMetrics::default(), Arc::default()));
-        let crew = (queue.relieve(policy, 1, false), Role::Any);
+        let crew = (queue.relieve(BatchPolicy::up_to(max_batch_size), 1), Role::Any);
         let rebuild = || Ok(Doubler { gate: None, generation: 2 });
         let model = Doubler { gate, generation: 1 };
         let worker = Worker::spawn("worker-0".to_owned(), Arc::clone(&queue), crew, model, rebuild).unwrap();
@@ -287,7 +286,7 @@ mod tests {
     #[test]
     fn while_a_worker_rebuilds_its_model_the_others_answer() {
         let queue = Arc::new(BatchQueue::new(100, QueueMetrics::default(), Arc::default()));
-        let crew = queue.relieve(BatchPolicy { max_batch_size: 8, max_queue_delay: Duration::ZERO }, 1, true);
+        let crew = queue.relieve(BatchPolicy { solo_max_batch_size: 1, ..BatchPolicy::up_to(8) }, 1);
         let (let_go, held) = mpsc::channel::<()>();
         let spawn = |role, generation, rebuild: Box<dyn Fn() -> Result<Doubler, String> + Send>| {
             let model = Doubler { gate: None, generation };

@@ -42,7 +42,10 @@ fn describe(model: &ModelInfo) -> String {
         }
     }
     for graph in &model.graphs {
-        let solo = graph.solo_threads.map(|threads| format!(", {threads} thread(s) for single images"));
+        let solo = graph.solo_threads.zip(graph.solo_max_batch_size).map(|(threads, size)| match size {
+            1 => format!(", {threads} thread(s) for single images"),
+            _ => format!(", {threads} thread(s) for up to {size} images"),
+        });
         text += &format!(
             "  {:<10} {} {}, {} instance(s) of {} thread(s), batches up to {}{}; {}\n",
             graph.stored.file.rsplit('/').next().unwrap_or_default().trim_end_matches(".onnx"),

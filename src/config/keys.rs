@@ -102,6 +102,12 @@ pub const KEYS: &[Key] = &[
         "Threads of a further session that runs lone items, and what is too few for a batch; by default none, or what tuning finds better.",
     ),
     model_key(
+        "solo_max_batch_size",
+        "N",
+        "",
+        "Most items that it takes at a time, if there is one; by default 1, or what tuning finds better.",
+    ),
+    model_key(
         "tune",
         "NAME",
         "throughput",

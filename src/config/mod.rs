@@ -77,6 +77,8 @@ pub struct ModelSettings {
     pub threads: Option<usize>,
     /// Threads of a further session for single items; `None`: the server chooses whether there is one.
     pub solo_threads: Option<usize>,
+    /// Most items that it takes at a time; `None`: the server chooses.
+    pub solo_max_batch_size: Option<usize>,
     /// What is looked for by measuring where a setting is left open.
     pub tuning: TuningSettings,
 }
@@ -252,13 +254,14 @@ impl ModelSettings {
             decode: reader
                 .parsed("decode", |text| auto_or(text, DecodeMode::from_name, &DecodeMode::ALL.map(DecodeMode::name))),
             batch_policy: BatchPolicy {
-                max_batch_size: reader.at_least_one("max_batch_size"),
                 max_queue_delay: reader.milliseconds("max_queue_delay_ms"),
+                ..BatchPolicy::up_to(reader.at_least_one("max_batch_size"))
             },
             max_queue_size: reader.at_least_one("max_queue_size"),
             instances: reader.optional_at_least_one("instances"),
             threads: reader.optional_at_least_one("threads"),
             solo_threads: reader.optional_at_least_one("solo_threads"),
+            solo_max_batch_size: reader.optional_at_least_one("solo_max_batch_size"),
             tuning: TuningSettings {
                 objective: reader.parsed("tune", |text| match text {
                     "off" => Ok(None),

@@ -45,6 +45,9 @@ pub struct GraphInfo {
     /// Threads of a further session that runs lone images, and what is too few for a batch, while half of the others are idle.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub solo_threads: Option<usize>,
+    /// Most images that it takes at a time; above one, these have a session apart from lone images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub solo_max_batch_size: Option<usize>,
     /// What was measured to choose all this, where it was left open.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tuning: Option<Tuning>,
@@ -133,7 +136,8 @@ impl<B: Binding> Engine<B> {
             precision: plan.precision,
             instances: plan.instances,
             threads: plan.threads,
-            solo_threads: plan.solo_threads,
+            solo_threads: plan.solo.map(|solo| solo.threads),
+            solo_max_batch_size: plan.solo.map(|solo| solo.max_batch_size),
             tuning: None,
             batch_sizes_warmed: Vec::new(),
         };
@@ -164,11 +168,14 @@ impl<B: Binding> Engine<B> {
         let (nodes, nodes_on_cpu) = first.model.graph.node_counts();
         let mut policy = self.settings.batch_policy;
         policy.max_batch_size = first.batch_sizes.last().copied().unwrap_or(1);
+        let of_solo = sessions.get(plan.instances).and_then(|solo| solo.batch_sizes.last().copied());
+        let solo_max_batch_size = of_solo.zip(plan.solo).map(|(largest, solo)| largest.min(solo.max_batch_size));
+        policy.solo_max_batch_size = solo_max_batch_size.unwrap_or(0);
         let mut batch_sizes_warmed: Vec<usize> =
             sessions.iter().flat_map(|session| session.batch_sizes.iter().copied()).collect();
         batch_sizes_warmed.sort_unstable();
         batch_sizes_warmed.dedup();
-        let crew = self.queue.relieve(policy, plan.instances, plan.solo_threads.is_some());
+        let crew = self.queue.relieve(policy, plan.instances);
         let mut workers = Vec::with_capacity(sessions.len());
         for (instance, Warmed { model, .. }) in sessions.into_iter().enumerate() {
             let (role, name) = match plan.role() {
@@ -177,9 +184,12 @@ impl<B: Binding> Engine<B> {
             };
             let opener = self.opener.clone();
             let rebuild = move || {
-                let alone = Use { count: 1, ..Use::of(&plan, role) };
-                let mut reopened = opener.open(&plan, &alone).map_err(|error| error.to_string())?;
-                reopened.pop().map(|session| session.model).ok_or_else(|| "no session was opened".to_owned())
+                let reopened = match role {
+                    Role::Solo => opener.open_solo(&plan, None).map(|session| vec![session]),
+                    Role::Any | Role::Full => opener.open(&plan, &Use { count: 1, ..Use::of(&plan, role) }),
+                };
+                let session = reopened.map_err(|error| error.to_string())?.pop();
+                session.map(|session| session.model).ok_or_else(|| "no session was opened".to_owned())
             };
             let name = format!("{}/{}/{name}", self.name.0, self.name.1);
             let worker = Worker::spawn(name, Arc::clone(&self.queue), (crew, role), model, rebuild)
@@ -194,8 +204,9 @@ impl<B: Binding> Engine<B> {
             precision = plan.precision.name(),
             instances = plan.instances,
             threads = plan.threads,
-            solo_threads = plan.solo_threads,
+            solo_threads = plan.solo.map(|solo| solo.threads),
             max_batch_size = policy.max_batch_size,
+            solo_max_batch_size,
             nodes_on_cpu,
             "graph is warm"
         );
@@ -217,7 +228,8 @@ impl<B: Binding> Engine<B> {
             precision: plan.precision,
             instances: plan.instances,
             threads: plan.threads,
-            solo_threads: plan.solo_threads,
+            solo_threads: plan.solo.map(|solo| solo.threads),
+            solo_max_batch_size,
             tuning,
             batch_sizes_warmed,
         };
@@ -344,8 +356,8 @@ pub(super) fn open_crew<B: Binding>(opener: &Opener<B>, plan: &Plan) -> Result<V
     let mut sessions = opener.open(plan, &Use::of(plan, plan.role()))?;
     // What opening needed is not kept while the next one is opened.
     give_back_freed_memory();
-    if plan.solo_threads.is_some() {
-        sessions.append(&mut opener.open(plan, &Use::of(plan, Role::Solo))?);
+    if plan.solo.is_some() {
+        sessions.push(opener.open_solo(plan, None)?);
     }
     Ok(sessions)
 }

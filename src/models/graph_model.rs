@@ -40,7 +40,7 @@ pub(super) struct GraphModel<B: Binding> {
     pub(super) graph: Graph,
     pub(super) binding: B,
     pub(super) output: String,
-    /// Another session for lone items, beside one whose batches are filled up.
+    /// Another session for lone items, beside one whose batches are filled up or whose number of items is open.
     pub(super) lone: Option<Box<Self>>,
 }
 

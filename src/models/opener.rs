@@ -9,7 +9,9 @@ use super::graph_model::{Binding, GraphModel};
 use super::{LoadContext, LoadError};
 use crate::batching::Role;
 use crate::config::ModelSettings;
-use crate::runtime::{ExecutionProvider, Graph, Precision, RuntimeError, SessionOptions, TensorSpec};
+use crate::runtime::{
+    ExecutionProvider, Graph, Precision, RuntimeError, SessionOptions, TensorSpec, give_back_freed_memory,
+};
 
 /// How a graph is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,15 +23,21 @@ pub(super) struct Plan {
     /// Inference threads per session.
     pub(super) threads: usize,
     pub(super) max_batch_size: usize,
-    /// Threads of a further session, which runs lone items and what is too few for a batch, while half of the others are idle.
-    #[serde(default)]
-    pub(super) solo_threads: Option<usize>,
+    /// A further session, which runs lone items and what is too few for a batch, while half of the others are idle.
+    pub(super) solo: Option<Solo>,
+}
+
+/// The session of a solo worker, or two: one for lone items, and one for a few at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Solo {
+    pub(super) threads: usize,
+    pub(super) max_batch_size: usize,
 }
 
 impl Plan {
     /// Which jobs its workers take, a solo one apart.
     pub(super) fn role(&self) -> Role {
-        if self.solo_threads.is_some() { Role::Full } else { Role::Any }
+        if self.solo.is_some() { Role::Full } else { Role::Any }
     }
 }
 
@@ -96,6 +104,8 @@ pub(super) enum BatchSizes {
     Only(usize),
     /// All up to this.
     UpTo(usize),
+    /// The same without one, for which there is another session.
+    Several(usize),
     /// It will be given any, and runs just this one first.
     First(usize),
 }
@@ -105,6 +115,7 @@ impl BatchSizes {
         match self {
             Self::Only(size) | Self::First(size) => vec![size],
             Self::UpTo(largest) => (1..=largest).collect(),
+            Self::Several(largest) => (2..=largest).collect(),
         }
     }
 }
@@ -122,7 +133,7 @@ impl Use {
                 Self { count: plan.instances, threads: plan.threads, sizes }
             }
             Role::Solo => {
-                let threads = plan.solo_threads.unwrap_or(plan.threads);
+                let threads = plan.solo.map_or(plan.threads, |solo| solo.threads);
                 Self { count: 1, threads, sizes: BatchSizes::Only(1) }
             }
         }
@@ -161,27 +172,71 @@ impl<B: Binding> Opener<B> {
         })
     }
 
+    /// Opens the solo worker's session: for lone items, where it is not `lone` already, and for a few at a time another beside it,
+    /// which leaves their number open (ViT-B/16 and CLIP take 3 to 9 % longer for one item in such a session). One for both where the
+    /// batch size cannot be fixed, and none for a few where OpenVINO cannot run a graph whose number of items is open, as Swin's.
+    pub(super) fn open_solo(&self, plan: &Plan, lone: Option<Warmed<B>>) -> Result<Warmed<B>, LoadError> {
+        let open = |sizes| {
+            let mut sessions = self.open(plan, &Use { sizes, ..Use::of(plan, Role::Solo) })?;
+            // What opening needed is not kept while the next one is opened.
+            give_back_freed_memory();
+            sessions.pop().ok_or_else(|| LoadError::System("no session was opened".to_owned()))
+        };
+        let few = plan.solo.map_or(1, |solo| solo.max_batch_size);
+        if few > 1 && !self.can_fix_batch_size() {
+            return open(BatchSizes::UpTo(few));
+        }
+        let lone = lone.map_or_else(|| open(BatchSizes::Only(1)), Ok)?;
+        if few == 1 {
+            return Ok(lone);
+        }
+        let mut session = match open(BatchSizes::Several(few)) {
+            Ok(session) => session,
+            Err(error) => {
+                tracing::warn!(file = %self.files.graph.display(), %error, "images are run one by one with all cores");
+                return Ok(lone);
+            }
+        };
+        session.model.lone = Some(Box::new(lone.model));
+        session.batch_sizes.splice(..0, lone.batch_sizes);
+        Ok(session)
+    }
+
     fn open_here(&self, plan: &Plan, wanted: &Use) -> Result<Vec<Warmed<B>>, LoadError> {
         // Convolutions are planned anew whenever the batch's size is another than before, which takes many times as long as running
         // them: two sessions of one size each do better than one of all.
         let filled = match wanted.sizes {
-            BatchSizes::UpTo(size) if self.are_all_alike(plan) => Some(size),
+            BatchSizes::UpTo(size) | BatchSizes::Several(size) if self.are_all_alike(plan) => Some(size),
             _ => None,
         };
-        if wanted.count > 1 && SessionOptions::shares_sessions(plan.provider, wanted.threads) {
-            let first = self.open_for(plan, wanted, wanted.count, wanted.sizes)?;
-            return self.warm(&mut vec![first; wanted.count], wanted);
+        match (self.open_filled(plan, wanted, filled), wanted.sizes) {
+            (Err(error), BatchSizes::UpTo(size))
+                if filled.is_none() && plan.provider.is_on_cpu() && self.can_fix_batch_size() =>
+            {
+                let file = self.files.graph.display();
+                tracing::debug!(%file, %error, "it is opened for full batches and for lone items, as it cannot be for any number");
+                self.open_filled(plan, wanted, Some(size))
+            }
+            (outcome, _) => outcome,
         }
+    }
+
+    /// Sessions for the sizes `wanted`, or for batches that are `filled` up to one size, with others for lone items beside them.
+    fn open_filled(&self, plan: &Plan, wanted: &Use, filled: Option<usize>) -> Result<Vec<Warmed<B>>, LoadError> {
+        let are_shares = wanted.count > 1 && SessionOptions::shares_sessions(plan.provider, wanted.threads);
+        let (sessions, runs) = if are_shares { (1, wanted.count) } else { (wanted.count, 1) };
         let mut warmed = Vec::with_capacity(wanted.count);
-        for _ in 0..wanted.count {
-            let mut model = self.open_for(plan, wanted, 1, filled.map_or(wanted.sizes, BatchSizes::Only))?;
+        for _ in 0..sessions {
+            let mut model = self.open_for(plan, wanted, runs, filled.map_or(wanted.sizes, BatchSizes::Only))?;
             if let Some(size) = filled
                 && (self.can_fix_batch_size() || model.binding.fixed_batch_size().is_none())
             {
                 model.binding = model.binding.filled_up_to(size);
-                model.lone = Some(Box::new(self.open_for(plan, wanted, 1, BatchSizes::Only(1))?));
+                if matches!(wanted.sizes, BatchSizes::UpTo(_)) {
+                    model.lone = Some(Box::new(self.open_for(plan, wanted, runs, BatchSizes::Only(1))?));
+                }
             }
-            warmed.append(&mut self.warm(&mut [model], wanted)?);
+            warmed.append(&mut self.warm(&mut vec![model; runs], wanted)?);
         }
         Ok(warmed)
     }
@@ -197,7 +252,7 @@ impl<B: Binding> Opener<B> {
     ) -> Result<GraphModel<B>, LoadError> {
         let (only, all_alike) = match sizes {
             BatchSizes::Only(size) => (Some(size), self.are_all_alike(plan)),
-            BatchSizes::UpTo(_) | BatchSizes::First(_) => (None, false),
+            BatchSizes::UpTo(_) | BatchSizes::Several(_) | BatchSizes::First(_) => (None, false),
         };
         let mut ways = Vec::new();
         let dimensions = self.dimensions(only);
@@ -341,7 +396,10 @@ pub(super) fn first_plan(settings: &ModelSettings, provider: ExecutionProvider) 
         instances,
         threads: settings.threads_for(instances),
         max_batch_size: settings.batch_policy.max_batch_size,
-        solo_threads: settings.solo_threads,
+        solo: settings.solo_threads.map(|threads| Solo {
+            threads,
+            max_batch_size: settings.solo_max_batch_size.unwrap_or(1).min(settings.batch_policy.max_batch_size),
+        }),
     }
 }
 

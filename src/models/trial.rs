@@ -252,7 +252,7 @@ mod tests {
                 instances: 1,
                 threads: 1,
                 max_batch_size: 1,
-                solo_threads: None,
+                solo: None,
             }],
             enough: Duration::ZERO,
             open_inputs: Vec::new(),

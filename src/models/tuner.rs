@@ -7,12 +7,12 @@ use super::LoadError;
 use super::contest::{BUDGET, HOPELESS, Measured, Trial};
 use super::engine::{Engine, open_crew};
 use super::graph_model::Binding;
-use super::opener::{Opener, Plan, Use, Warmed, first_plan, providers};
+use super::opener::{Opener, Plan, Solo, Use, Warmed, first_plan, providers};
 use super::probe::Probe;
 use super::timing::batch_sizes;
 use super::trial;
 use super::tuning::{Candidate, LIKELY_BATCH, LIKELY_COMPANY, Latitude, Speed, Tuning, choose, judge};
-use crate::batching::{InferenceError, Role};
+use crate::batching::InferenceError;
 use crate::config::{ModelSettings, Objective, usable_cores};
 use crate::runtime::Precision;
 
@@ -53,7 +53,12 @@ impl<B: Binding> Opener<B> {
     /// The plan that measurements speak for, under these settings.
     pub(super) fn choose(&self, settings: &ModelSettings, candidates: &[Candidate]) -> Option<Plan> {
         let plan = choose(candidates, settings.tuning.objective?, self.latitude(settings))?;
-        Some(Plan { solo_threads: settings.solo_threads.or(plan.solo_threads), ..plan })
+        let asked = settings.solo_threads.map(|threads| Solo { threads, max_batch_size: 1 });
+        let solo = asked.or(plan.solo).map(|solo| {
+            let max_batch_size = settings.solo_max_batch_size.unwrap_or(solo.max_batch_size);
+            Solo { max_batch_size: max_batch_size.min(plan.max_batch_size), ..solo }
+        });
+        Some(Plan { solo, ..plan })
     }
 
     /// What a choice may make of lone items.
@@ -133,8 +138,8 @@ pub(super) struct Found<B: Binding> {
     /// What f32 makes of the probe.
     reference: Option<Vec<Vec<f32>>>,
     candidates: Vec<Candidate>,
-    /// The plan that serves meanwhile and its sessions, where they could go on as the solo worker's.
-    lone: Option<(Plan, Vec<Warmed<B>>)>,
+    /// The plan that serves meanwhile and its session, where it could go on as the solo worker's for lone items.
+    lone: Option<(Plan, Warmed<B>)>,
     /// Has a measuring process ended before it told what it measured? That may say nothing of the plans: one that is short of memory may
     /// end it, or one that stops the server.
     broke_off: bool,
@@ -192,7 +197,7 @@ impl<B: Binding> Tuner<'_, B> {
     fn measure_arithmetics(&mut self) {
         let Engine { opener, settings, .. } = self.engine;
         for provider in providers(&opener.context, settings) {
-            let mut first = Plan { solo_threads: None, ..first_plan(settings, provider) };
+            let mut first = Plan { solo: None, ..first_plan(settings, provider) };
             if provider.is_on_cpu() {
                 first.max_batch_size = 1;
             }
@@ -229,8 +234,8 @@ impl<B: Binding> Tuner<'_, B> {
         });
         match gone_over {
             // As a solo session it may go on.
-            Ok(sessions) if plan.max_batch_size == 1 => {
-                self.found.lone = Some((plan, sessions));
+            Ok(mut sessions) if plan.max_batch_size == 1 => {
+                self.found.lone = sessions.pop().map(|lone| (plan, lone));
                 self.go_over_to_what_is_likely();
             }
             Ok(_) => {}
@@ -242,7 +247,7 @@ impl<B: Binding> Tuner<'_, B> {
     /// longer the more comes meanwhile, of which lone items are the slowest way.
     fn go_over_to_what_is_likely(&self) {
         let Engine { opener, settings, .. } = self.engine;
-        let Some((lone, solo)) = &self.found.lone else { return };
+        let Some((lone, session)) = &self.found.lone else { return };
         let instances = usable_cores().min(LIKELY_INSTANCES);
         let is_likely = lone.provider.is_on_cpu()
             && settings.tuning.objective == Some(Objective::Throughput)
@@ -255,26 +260,20 @@ impl<B: Binding> Tuner<'_, B> {
             instances,
             threads: usable_cores() / instances,
             max_batch_size: settings.batch_policy.max_batch_size.min(LIKELY_BATCH).min(LIKELY_COMPANY / instances),
-            solo_threads: Some(lone.threads),
+            solo: Some(Solo { threads: lone.threads, max_batch_size: 1 }),
             ..*lone
         };
         let reason = "auto: likely, until batches have been measured".to_owned();
         self.engine.await_relieved(LAST_BATCH);
-        if let Err(error) = self.run_beside(solo.clone(), plan, reason, None) {
+        if let Err(error) = self.run_beside(session.clone(), plan, reason, None) {
             self.warn(&error, "what is likely does not work");
         }
     }
 
-    /// Opens the plan's sessions for batches and goes over to them and the `solo` one.
-    fn run_beside(
-        &self,
-        solo: Vec<Warmed<B>>,
-        plan: Plan,
-        reason: String,
-        tuning: Option<Tuning>,
-    ) -> Result<(), LoadError> {
+    /// Opens the plan's sessions for batches, and the solo worker's beside its `lone` one, and goes over to them.
+    fn run_beside(&self, lone: Warmed<B>, plan: Plan, reason: String, tuning: Option<Tuning>) -> Result<(), LoadError> {
         let mut sessions = self.engine.opener.open(&plan, &Use::of(&plan, plan.role()))?;
-        sessions.extend(solo);
+        sessions.push(self.engine.opener.open_solo(&plan, Some(lone))?);
         self.engine.run(plan, sessions, reason, tuning)
     }
 
@@ -392,29 +391,30 @@ impl<B: Binding> Tuner<'_, B> {
             self.engine.note(reason, tuning);
             return Ok(());
         }
-        let go_on_with = |alone: Plan, sessions: &[Warmed<B>]| {
+        let go_on_with = |alone: Plan, session: &Warmed<B>| {
             let reason = "auto: going over to what was measured best".to_owned();
-            self.engine.run(alone, sessions.to_vec(), reason, None)?;
+            self.engine.run(alone, vec![session.clone()], reason, None)?;
             self.engine.await_relieved(LAST_BATCH);
             Ok::<_, LoadError>(())
         };
         let lone = self.found.lone.take();
-        if let Some((alone, sessions)) = lone.as_ref().filter(|(alone, _)| *alone != self.engine.plan()) {
-            go_on_with(*alone, sessions)?;
+        if let Some((alone, session)) = lone.as_ref().filter(|(alone, _)| *alone != self.engine.plan()) {
+            go_on_with(*alone, session)?;
         }
-        let Some(threads) = plan.solo_threads else {
+        let Some(Solo { threads, .. }) = plan.solo else {
             return self.engine.run(plan, open_crew(opener, &plan)?, reason, Some(tuning));
         };
-        let alone = Plan { instances: 1, threads, max_batch_size: 1, solo_threads: None, ..plan };
-        let solo = match lone.filter(|(lone, _)| *lone == alone) {
-            Some((_, sessions)) => sessions,
+        let alone = Plan { instances: 1, threads, max_batch_size: 1, solo: None, ..plan };
+        let session = match lone.filter(|(lone, _)| *lone == alone) {
+            Some((_, session)) => session,
             None => {
-                let solo = opener.open(&plan, &Use::of(&plan, Role::Solo))?;
-                go_on_with(alone, &solo)?;
-                solo
+                let for_one = Plan { solo: Some(Solo { threads, max_batch_size: 1 }), ..plan };
+                let session = opener.open_solo(&for_one, None)?;
+                go_on_with(alone, &session)?;
+                session
             }
         };
-        self.run_beside(solo, plan, reason, Some(tuning))
+        self.run_beside(session, plan, reason, Some(tuning))
     }
 
     fn warn(&self, error: &LoadError, what: &str) {

@@ -16,6 +16,7 @@ mod opener;
 mod probe;
 mod registry;
 mod scoring;
+mod sized_sessions;
 mod stored_graph;
 mod text_encoder;
 mod timing;

@@ -13,6 +13,7 @@ mod harness;
 mod health;
 mod models;
 mod overload;
+mod partitioned;
 mod shutdown;
 mod telemetry;
 mod zero_shot;

@@ -89,10 +89,13 @@ def stop(process, begin):
 
 def figures(turns, answers, cpu):
     """Good answers a second of all turns; of those that came in the turn in which they were asked for, the mean of the turns' medians."""
-    count, medians = 0, []
+    # A generator's clock begins when it has started, some hundredths of a second after this program has told it to. So its answers are not
+    # sorted into turns to be counted: it gets none outside of them.
+    first, last = turns[0][0], turns[-1][1]
+    count = sum(status == 200 for rows in answers for _, done, status in rows if first <= done <= last)
+    medians = []
     for begin, end, running in turns:
         rows = [row for index in running for row in answers[index] if begin <= row[1] <= end]
-        count += sum(status == 200 for *_, status in rows)
         durations = [(done - at) * 1e3 for at, done, _ in rows if at >= begin]
         if durations:
             medians.append(median(durations))

@@ -57,6 +57,8 @@ struct State<M: Model> {
     policy: BatchPolicy,
     /// The crew's solo worker, if it has one.
     solo: Workers,
+    /// Jobs that it runs.
+    solo_jobs: usize,
     /// Its other workers.
     others: Workers,
     /// Jobs that have been announced and not yet come.
@@ -97,6 +99,7 @@ impl<M: Model> BatchQueue<M> {
             closed: false,
             policy,
             solo: Workers::new(0),
+            solo_jobs: 0,
             others: Workers::new(1),
             coming: 0,
             crew: Crew(0),
@@ -113,6 +116,7 @@ impl<M: Model> BatchQueue<M> {
         let crew = Crew(state.crew.0 + 1);
         (state.crew, state.policy, state.run_times) = (crew, policy, RunTimes::default());
         let solo = policy.solo_max_batch_size.min(1);
+        state.solo_jobs = 0;
         (state.solo, state.others) = (Workers::new(solo), Workers::new(workers.max(1)));
         drop(state);
         self.wake_all();
@@ -189,6 +193,7 @@ impl<M: Model> BatchQueue<M> {
                     let batch = self.take(&mut state, size, now);
                     let begins = !batch.is_empty();
                     state.workers(role).busy += usize::from(begins);
+                    state.solo_jobs += if role == Role::Solo { batch.len() } else { 0 };
                     self.wake_one(&state);
                     if begins {
                         return Some(batch);
@@ -235,6 +240,7 @@ impl<M: Model> BatchQueue<M> {
         match role {
             Role::Solo => {
                 let others = state.others.count;
+                state.solo_jobs = 0;
                 state.run_times.learn_solo(time, size, others);
             }
             Role::Any | Role::Full => {
@@ -338,7 +344,7 @@ impl<M: Model> State<M> {
     /// Would the solo worker have answered the jobs that wait, are on their way or run before a full batch were done? Not once a
     /// batch runs.
     fn solo_is_sooner(&self) -> bool {
-        let jobs = self.jobs.len() + self.coming + self.solo.busy;
+        let jobs = self.jobs.len() + self.coming + self.solo_jobs;
         self.others.busy == 0 && self.run_times.solo_is_sooner(jobs)
     }
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 pub(super) struct RunTimes {
     /// What one job costs a worker.
     per_job: Option<Duration>,
-    /// Runs of the solo worker by how many jobs they had, beginning with one.
-    solo: Vec<Option<Duration>>,
+    /// What one costs the solo worker: by itself, and among a few.
+    lone: Option<Duration>,
+    among_few: Option<Duration>,
     /// A full batch of another.
     full_batch: Option<Duration>,
 }
@@ -16,12 +17,8 @@ pub(super) struct RunTimes {
 impl RunTimes {
     /// The solo worker has run `size` jobs: with all cores, which is as much as what all `workers` have.
     pub(super) fn learn_solo(&mut self, time: Duration, size: usize, workers: usize) {
-        let size = size.max(1);
         average(&mut self.per_job, part(times(time, workers), size));
-        if self.solo.len() < size {
-            self.solo.resize(size, None);
-        }
-        average(&mut self.solo[size - 1], time);
+        average(if size > 1 { &mut self.among_few } else { &mut self.lone }, part(time, size));
     }
 
     /// Another has run a batch of `size` jobs.
@@ -35,8 +32,7 @@ impl RunTimes {
     /// Would the solo worker answer so many jobs, a few at a time, before a full batch were done? A lone job it always would, so that
     /// its time is learned anew where other load has distorted it.
     pub(super) fn solo_is_sooner(&self, jobs: usize) -> bool {
-        let sizes = self.solo.iter().zip(1..=jobs);
-        let per_job = sizes.filter_map(|(time, size)| Some(part((*time)?, size))).min();
+        let per_job = self.lone.into_iter().chain(self.among_few).min();
         let solo = per_job.map(|time| times(time, jobs));
         jobs <= 1 || solo.zip(self.full_batch).is_some_and(|(solo, batch)| solo <= batch)
     }
@@ -77,20 +73,16 @@ mod tests {
     }
 
     #[test]
-    fn what_a_few_at_a_time_take_counts_for_as_many_jobs_and_more() {
+    fn a_few_at_a_time_count_by_what_one_of_them_takes_unless_that_is_more_than_by_itself() {
         let mut run_times = RunTimes::default();
         run_times.learn_solo(40 * MS, 4, 2);
         assert_eq!(run_times.wait(1), 20 * MS, "of a worker: twice what it is of all");
         run_times.learn_batch(150 * MS, 8, true);
-        assert!(!run_times.solo_is_sooner(2), "fewer have not been timed");
         assert!(run_times.solo_is_sooner(15) && !run_times.solo_is_sooner(16), "10 ms each");
         run_times.learn_solo(14 * MS, 1, 2);
-        assert!(run_times.solo_is_sooner(3) && run_times.solo_is_sooner(15));
+        assert!(run_times.solo_is_sooner(15) && !run_times.solo_is_sooner(16));
         run_times.learn_solo(800 * MS, 4, 2);
-        assert!(
-            run_times.solo_is_sooner(10) && !run_times.solo_is_sooner(11),
-            "one by one, if others are slow: 14 ms each"
-        );
+        assert!(run_times.solo_is_sooner(10) && !run_times.solo_is_sooner(11), "14 ms each");
     }
 
     #[test]

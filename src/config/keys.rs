@@ -105,7 +105,7 @@ pub const KEYS: &[Key] = &[
         "solo_max_batch_size",
         "N",
         "",
-        "Most items that it takes at a time, if there is one; by default 1, or what tuning finds better.",
+        "Most items that it takes at a time, if there is one, and no more than in a batch; by default 1, or what tuning finds better.",
     ),
     model_key(
         "tune",

@@ -45,7 +45,7 @@ pub struct GraphInfo {
     /// Threads of a further session that runs lone images, and what is too few for a batch, while half of the others are idle.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub solo_threads: Option<usize>,
-    /// Most images that it takes at a time; above one, these have a session apart from lone images.
+    /// Most images that it takes at a time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub solo_max_batch_size: Option<usize>,
     /// What was measured to choose all this, where it was left open.

@@ -145,8 +145,10 @@ impl<B: Binding> Opener<B> {
     /// sooner and takes a good deal less memory, which is when the most is needed.
     pub(super) fn lone_plan(&self, settings: &ModelSettings, provider: ExecutionProvider) -> Plan {
         let plan = first_plan(settings, provider);
-        let alone = provider.is_on_cpu() && self.can_fix_batch_size();
-        Plan { max_batch_size: if alone { 1 } else { plan.max_batch_size }, ..plan }
+        if !provider.is_on_cpu() || !self.can_fix_batch_size() {
+            return plan;
+        }
+        Plan { max_batch_size: 1, solo: plan.solo.map(|solo| Solo { max_batch_size: 1, ..solo }), ..plan }
     }
 
     /// The precision that was named, or those that are worth measuring on `provider`.
@@ -173,8 +175,8 @@ impl<B: Binding> Opener<B> {
     }
 
     /// Opens the solo worker's session: for lone items, where it is not `lone` already, and for a few at a time another beside it,
-    /// which leaves their number open (ViT-B/16 and CLIP take 3 to 9 % longer for one item in such a session). One for both where the
-    /// batch size cannot be fixed, and none for a few where OpenVINO cannot run a graph whose number of items is open, as Swin's.
+    /// which leaves their number open if it can (ViT-B/16 and CLIP take 3 to 9 % longer for one item in such a session). One for both where the
+    /// batch size cannot be fixed.
     pub(super) fn open_solo(&self, plan: &Plan, lone: Option<Warmed<B>>) -> Result<Warmed<B>, LoadError> {
         let open = |sizes| {
             let mut sessions = self.open(plan, &Use { sizes, ..Use::of(plan, Role::Solo) })?;
@@ -190,13 +192,7 @@ impl<B: Binding> Opener<B> {
         if few == 1 {
             return Ok(lone);
         }
-        let mut session = match open(BatchSizes::Several(few)) {
-            Ok(session) => session,
-            Err(error) => {
-                tracing::warn!(file = %self.files.graph.display(), %error, "images are run one by one with all cores");
-                return Ok(lone);
-            }
-        };
+        let mut session = open(BatchSizes::Several(few))?;
         session.model.lone = Some(Box::new(lone.model));
         session.batch_sizes.splice(..0, lone.batch_sizes);
         Ok(session)
@@ -210,7 +206,7 @@ impl<B: Binding> Opener<B> {
             _ => None,
         };
         match (self.open_filled(plan, wanted, filled), wanted.sizes) {
-            (Err(error), BatchSizes::UpTo(size))
+            (Err(error), BatchSizes::UpTo(size) | BatchSizes::Several(size))
                 if filled.is_none() && plan.provider.is_on_cpu() && self.can_fix_batch_size() =>
             {
                 let file = self.files.graph.display();

@@ -24,7 +24,11 @@ impl<B: Binding> SizedSessions<B> {
     ) -> Result<Self, LoadError> {
         let open = |sizes| opener.open(plan, &Use { sizes, ..Use::of(plan, Role::Any) });
         let sets = match open(sizes) {
-            Err(error) if plan.provider.is_on_cpu() && opener.can_fix_batch_size() => {
+            Err(error)
+                if !matches!(sizes, BatchSizes::Only(_))
+                    && plan.provider.is_on_cpu()
+                    && opener.can_fix_batch_size() =>
+            {
                 tracing::debug!(%error, "each batch size needs sessions of its own");
                 wanted.retain(|&size| worth_it(size));
                 wanted.iter().map(|&size| open(BatchSizes::Only(size))).collect::<Result<Vec<_>, _>>()?

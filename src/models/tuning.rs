@@ -70,12 +70,13 @@ impl Candidate {
     /// were disturbed; so that of the two smallest batches counts which speaks more for it.
     fn gain_with_few(&self, other: &Self) -> f64 {
         let runs = self.speeds.iter().zip(&other.speeds).take(FEW);
-        runs.map(|(mine, theirs)| theirs.run_ms / mine.run_ms).fold(0.0, f64::max)
+        let same = runs.filter(|(mine, theirs)| mine.batch_size == theirs.batch_size);
+        same.map(|(mine, theirs)| theirs.run_ms / mine.run_ms).fold(0.0, f64::max)
     }
 
-    /// How many times as many items a second it runs a few at a time as one by one.
-    fn gain_of_few(&self) -> f64 {
-        let few = self.speeds.iter().take_while(|speed| speed.batch_size <= LIKELY_BATCH);
+    /// How many times as many items a second it runs a few at a time, up to `most`, as one by one.
+    fn gain_of_few(&self, most: usize) -> f64 {
+        let few = self.speeds.iter().take_while(|speed| speed.batch_size <= most);
         let one_by_one = self.speeds.first().map_or(f64::INFINITY, |speed| speed.per_second);
         few.map(|speed| speed.per_second / one_by_one).fold(0.0, f64::max)
     }
@@ -200,8 +201,8 @@ pub(super) fn choose(candidates: &[Candidate], objective: Objective, latitude: L
     let solo = wider.max_by(|a, b| a.gain_with_few(best).total_cmp(&b.gain_with_few(best)));
     let gains = |solo: &&Candidate| solo.gain_with_few(best) > 1.0 + SOLO_GAIN - expected_gain(best.precision);
     let solo = solo.filter(gains).map(|solo| {
-        let takes_few = solo.gain_of_few() > 1.0 + FEW_GAIN;
-        let max_batch_size = if takes_few { plan.max_batch_size.min(LIKELY_BATCH) } else { 1 };
+        let few = plan.max_batch_size.min(LIKELY_BATCH);
+        let max_batch_size = if solo.gain_of_few(few) > 1.0 + FEW_GAIN { few } else { 1 };
         Solo { threads: solo.threads, max_batch_size }
     });
     Some(Plan { solo, ..plan })
@@ -420,8 +421,9 @@ mod tests {
         // As measured on two cores of an EPYC.
         let clip = [(1, 65.2, 15.2), (2, 70.6, 27.1), (4, 79.6, 50.3), (8, 82.5, 97.0)];
         assert_eq!(few(&clip, &[(1, 64.0, 30.0), (2, 79.0, 49.0), (4, 90.0, 85.0), (8, 98.0, 161.0)]), 4, "CLIP");
-        assert_eq!(few(&clip, &[(1, 64.0, 30.0), (2, 85.0, 49.0), (4, 85.0, 85.0)]), 2, "no more than a batch");
-        assert_eq!(few(&clip, &[(1, 85.0, 30.0), (2, 85.0, 49.0), (4, 85.0, 85.0)]), 1);
+        let in_pairs = [(1, 64.0, 30.0), (2, 85.0, 49.0), (4, 85.0, 85.0)];
+        assert_eq!(few(&clip, &in_pairs), 1, "batches are of two, which do little more");
+        assert_eq!(few(&[(1, 65.2, 15.2), (2, 79.6, 25.1)], &in_pairs), 2, "no more than a batch");
         let resnet = [(1, 92.5, 10.7), (2, 91.5, 19.7), (4, 102.3, 41.4), (8, 107.3, 74.6)];
         assert_eq!(few(&resnet, &[(1, 98.0, 20.0), (2, 104.0, 38.0), (4, 105.0, 75.0)]), 1, "ResNet-50");
     }

@@ -9,6 +9,8 @@ use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 
@@ -25,6 +27,12 @@ const REVISION: u32 = 1;
 const DOMAIN: &str = "com.microsoft";
 const PRODUCT: &str = "FusedMatMul";
 
+/// Files of graphs that are no more, or have changed, go after so long.
+const UNUSED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Graphs whose weights could not be written, of which it is said and tried but once.
+static REFUSED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
 /// Weights begin at multiples of it, as kernels like them.
 const ALIGNMENT: u64 = 64;
 
@@ -38,6 +46,10 @@ const SQUARE: usize = 32;
 /// [`RuntimeError::Graph`]: it is no whole ONNX model.
 pub(super) fn with_transposed(slim: &Slim, path: &Path, folder: &Path) -> Result<Option<Slim>, RuntimeError> {
     let unreadable = |error: io::Error| RuntimeError::Graph(format!("{}: {error}", path.display()));
+    let refused = || REFUSED.lock().unwrap_or_else(PoisonError::into_inner);
+    if refused().contains(&slim.file) {
+        return Ok(None);
+    }
     let Some(rewritten) = Rewritten::of(&slim.bytes, &slim.file).map_err(unreadable)? else { return Ok(None) };
     match rewritten.write_weights(&slim.file, folder) {
         Ok(file) => Ok(Some(Slim { bytes: rewritten.model, file })),
@@ -46,6 +58,7 @@ pub(super) fn with_transposed(slim: &Slim, path: &Path, folder: &Path) -> Result
                 file = %path.display(), folder = %folder.display(), %error,
                 "transposed weights cannot be kept; sessions take more memory and longer to open"
             );
+            refused().insert(slim.file.clone());
             Ok(None)
         }
     }
@@ -103,12 +116,13 @@ impl Rewritten {
         let file = folder.join(name);
         let is_there = || file.metadata().is_ok_and(|there| there.len() == *length);
         if is_there() {
+            // Who may not tell that it is used leaves that to its owner.
+            let _ = File::open(&file).and_then(|file| file.set_modified(SystemTime::now()));
             return Ok(file);
         }
         let partial = file.with_extension("partial");
-        let target = File::options().create(true).truncate(false).write(true).open(&partial)?;
         // Who is ended half-way leaves no more than the next one overwrites.
-        target.lock()?;
+        let target = locked(&partial)?;
         if is_there() {
             let _ = fs::remove_file(&partial);
             return Ok(file);
@@ -122,18 +136,30 @@ impl Rewritten {
             fs::rename(&partial, &file)
         };
         write().inspect_err(|_| drop(fs::remove_file(&partial)))?;
-        remove_others(&folder, name);
+        remove_unused(&folder);
         Ok(file)
     }
 }
 
-/// Removes what was written for earlier contents of the same graph's file.
-fn remove_others(folder: &Path, name: &str) {
-    let of_graph = name.split_once('-').map_or(name, |(of_graph, _)| of_graph);
-    for other in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let is_other = other.file_name().to_str().is_some_and(|other| other != name && other.starts_with(of_graph));
-        if is_other {
-            let _ = fs::remove_file(other.path());
+/// The file `path`, new or what is left of an earlier one, while nobody else has it so.
+fn locked(path: &Path) -> io::Result<File> {
+    loop {
+        let file = File::options().create(true).truncate(false).write(true).open(path)?;
+        file.lock()?;
+        // Who had it before may have given it another name, or removed it.
+        let is_still = |there: fs::Metadata| file.metadata().is_ok_and(|file| file.ino() == there.ino());
+        if fs::metadata(path).is_ok_and(is_still) {
+            return Ok(file);
+        }
+    }
+}
+
+/// Removes what no session has been opened with for [`UNUSED`].
+fn remove_unused(folder: &Path) {
+    for file in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let used = file.metadata().and_then(|file| file.modified());
+        if used.is_ok_and(|used| used.elapsed().is_ok_and(|time| time > UNUSED)) {
+            let _ = fs::remove_file(file.path());
         }
     }
 }
@@ -176,12 +202,10 @@ impl Weights {
 
     /// What the file is to be called: by the graph's file, by when that was last changed, and by what is made of it.
     fn name(source: &Path, wanted: &impl std::fmt::Debug) -> io::Result<String> {
-        let hash =
-            |text: String| Sha256::digest(text)[..12].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let file = source.metadata()?;
         let changed = (file.ino(), file.len(), file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec());
-        let graph = hash(format!("{}", source.display()));
-        Ok(format!("{graph}-{}.weights", hash(format!("{REVISION} {changed:?} {wanted:?}"))))
+        let hash = Sha256::digest(format!("{REVISION} {source:?} {changed:?} {wanted:?}"));
+        Ok(hash[..16].iter().map(|byte| format!("{byte:02x}")).collect::<String>() + ".weights")
     }
 }
 
@@ -257,7 +281,9 @@ impl Graph {
     /// The columns of a matrix that `value` always is: a whole one in a file, or a part that `Split` cuts from it.
     fn columns(&self, value: &str, producers: &HashMap<&str, &Node>) -> io::Result<Option<Columns<'_>>> {
         let Some(node) = producers.get(value) else {
-            return Ok(self.initializer(value).and_then(|tensor| tensor.columns(|width| Some(0..width))));
+            let given = self.inputs.contains_key(value);
+            let whole = self.initializer(value).filter(|_| !given);
+            return Ok(whole.and_then(|tensor| tensor.columns(|width| Some(0..width))));
         };
         let [whole, widths] = &node.inputs[..] else { return Ok(None) };
         let axis = node.integers()?.remove("axis");
@@ -270,7 +296,7 @@ impl Graph {
         let widths: Option<Vec<u64>> =
             widths.integers()?.and_then(|widths| widths.into_iter().map(|width| u64::try_from(width).ok()).collect());
         Ok(widths.and_then(|widths| {
-            let start = widths.get(..index)?.iter().sum::<u64>();
+            let start = widths.get(..index)?.iter().try_fold(0_u64, |sum, &width| sum.checked_add(width))?;
             let end = start.checked_add(*widths.get(index)?)?;
             tensor.columns(|width| (end <= width).then_some(start..end))
         }))
@@ -283,7 +309,7 @@ impl Graph {
         matrices: &BTreeMap<String, Columns<'_>>,
         source: &Path,
     ) -> io::Result<(Vec<u8>, Weights)> {
-        let mut nodes: Vec<(&Node, Vec<u8>)> = Vec::with_capacity(self.nodes.len());
+        let mut nodes = Vec::with_capacity(self.nodes.len());
         let mut read: BTreeSet<&str> = self.outputs.iter().chain(self.inputs.keys()).map(String::as_str).collect();
         for (index, node) in self.nodes.iter().enumerate().rev() {
             // What cut a matrix.
@@ -301,7 +327,7 @@ impl Graph {
                     node.bytes.clone()
                 }
             };
-            nodes.push((node, bytes));
+            nodes.push(bytes);
         }
         let is_read = |tensor: &&Tensor| read.contains(tensor.name.as_str()) || self.readers(&tensor.name).is_empty();
         let kept: Vec<&Tensor> = self.initializers.iter().filter(is_read).collect();
@@ -327,7 +353,7 @@ impl Graph {
                 }
             }
         }
-        for (_, bytes) in nodes.iter().rev() {
+        for bytes in nodes.iter().rev() {
             put_bytes(&mut graph, proto::graph::NODE, bytes);
         }
         Ok((graph, weights))
@@ -409,20 +435,29 @@ mod tests {
     fn a_file_is_written_once_and_again_when_the_graph_has_changed() {
         let folder = tempfile::tempdir().unwrap();
         let slim = model(folder.path(), &products());
-        let first = transposed(&slim, folder.path()).unwrap();
-        let written = first.file.metadata().unwrap().ino();
-        let again = transposed(&slim, folder.path()).unwrap();
-        assert_eq!((&again.file, again.file.metadata().unwrap().ino()), (&first.file, written));
+        let first = transposed(&slim, folder.path()).unwrap().file;
+        let written = first.metadata().unwrap().ino();
+        let again = transposed(&slim, folder.path()).unwrap().file;
+        assert_eq!((&again, again.metadata().unwrap().ino()), (&first, written));
         assert_eq!(files(folder.path()).len(), 1, "nothing is left over");
         // In place, of the same length, and some ticks of the system's clock later.
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        let mut bytes = fs::read(&slim.file).unwrap();
-        let end = bytes.len();
-        bytes[end / 2] ^= 1;
-        fs::write(&slim.file, bytes).unwrap();
-        let changed = transposed(&slim, folder.path()).unwrap();
-        assert_ne!(changed.file, first.file);
-        assert_eq!(files(folder.path()), [changed.file.file_name().unwrap().to_str().unwrap()], "the other is gone");
+        let change = || {
+            std::thread::sleep(Duration::from_millis(50));
+            let mut bytes = fs::read(&slim.file).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            fs::write(&slim.file, bytes).unwrap();
+            transposed(&slim, folder.path()).unwrap().file
+        };
+        let second = change();
+        assert_ne!(second, first);
+        assert!(first.exists(), "another server may use it");
+        let age = |file: &Path| File::open(file).unwrap().set_modified(SystemTime::now() - UNUSED * 2).unwrap();
+        age(&first);
+        age(&second);
+        transposed(&slim, folder.path()).unwrap();
+        let third = change();
+        assert_eq!((first.exists(), second.exists(), third.exists()), (false, true, true), "who is used stays");
     }
 
     #[test]
@@ -457,12 +492,14 @@ mod tests {
 
     #[test]
     fn a_folder_that_cannot_be_written_to_changes_nothing() {
-        let folder = tempfile::tempdir().unwrap();
+        let [folder, other] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let slim = model(folder.path(), &products());
         assert!(transposed(&slim, &slim.file).is_none(), "a file is in its place");
+        assert!(transposed(&slim, folder.path()).is_none(), "it is tried but once");
+        let slim = model(other.path(), &products());
         fs::write(&slim.file, "").unwrap();
-        assert!(transposed(&slim, folder.path()).is_none(), "the weights are no longer there");
-        assert_eq!(files(folder.path()), [""; 0]);
+        assert!(transposed(&slim, other.path()).is_none(), "the weights are no longer there");
+        assert_eq!(files(other.path()), [""; 0]);
     }
 
     #[test]

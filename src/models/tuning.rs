@@ -89,7 +89,7 @@ impl Candidate {
     /// The same, or items per second at the batch size that would be served, where its batches are seldom likely to fill.
     fn likely_per_second(&self) -> f64 {
         let fills = self.speeds.iter().all(|speed| self.scarcity(speed) == 0.0);
-        let served = if fills { None } else { smallest_batch(self) };
+        let served = if fills { None } else { smallest_batch(self, LARGE_BATCH_GAIN) };
         served.map_or_else(|| self.best_per_second(), |speed| speed.per_second)
     }
 
@@ -118,7 +118,7 @@ pub(super) const LIKELY_BATCH: usize = 4;
 
 /// What a batch larger than [`LIKELY_BATCH`] has to do more than that instead of [`NOISE`]. It takes more memory, and needs more company: at 8
 /// connections, batches of eight did 0.83 (EfficientNet-Lite0) and 0.74 (ResNet-50) of what batches of four did, which at 32 did as
-/// much but for 1 to 3 %.
+/// much but for 1 to 3 %. Where the solo session takes a few at a time, 8 connections do not wait for them, and [`NOISE`] is enough.
 const LARGE_BATCH_GAIN: f64 = 0.05;
 
 /// Images that are likely to be in work at once, however large the machine: so many fill two sessions with batches of eight.
@@ -188,23 +188,21 @@ pub(super) fn choose(candidates: &[Candidate], objective: Objective, latitude: L
         };
         if better { other } else { best }
     })?;
-    let batch = smallest_batch(best)?;
-    let plan = best.plan(batch.batch_size);
     // On a GPU a batch of a few costs hardly more than one, so no session should wait for a full one.
-    if objective == Objective::Latency || latitude != Latitude::SoloSession || !best.provider.is_on_cpu() {
-        return Some(plan);
-    }
+    let may_solo = objective == Objective::Throughput && latitude == Latitude::SoloSession && best.provider.is_on_cpu();
     // Answers must not depend on the load, so only sessions with the same arithmetic come into question.
     let wider = usable().filter(|other| {
         (other.provider, other.precision) == (best.provider, best.precision) && other.threads > best.threads
     });
-    let solo = wider.max_by(|a, b| a.gain_with_few(best).total_cmp(&b.gain_with_few(best)));
+    let solo = wider.filter(|_| may_solo).max_by(|a, b| a.gain_with_few(best).total_cmp(&b.gain_with_few(best)));
     let gains = |solo: &&Candidate| solo.gain_with_few(best) > 1.0 + SOLO_GAIN - expected_gain(best.precision);
-    let solo = solo.filter(gains).map(|solo| {
-        let few = plan.max_batch_size.min(LIKELY_BATCH);
-        let max_batch_size = if solo.gain_of_few(few) > 1.0 + FEW_GAIN { few } else { 1 };
-        Solo { threads: solo.threads, max_batch_size }
-    });
+    let solo = solo.filter(gains);
+    let takes_few = |solo: &Candidate, most| solo.gain_of_few(most) > 1.0 + FEW_GAIN;
+    let large_gain = if solo.is_some_and(|solo| takes_few(solo, LIKELY_BATCH)) { NOISE } else { LARGE_BATCH_GAIN };
+    let plan = best.plan(smallest_batch(best, large_gain)?.batch_size);
+    let few = plan.max_batch_size.min(LIKELY_BATCH);
+    let solo =
+        solo.map(|solo| Solo { threads: solo.threads, max_batch_size: if takes_few(solo, few) { few } else { 1 } });
     Some(Plan { solo, ..plan })
 }
 
@@ -213,8 +211,8 @@ fn expected_gain(precision: Precision) -> f64 {
     if precision == Precision::F32 { 0.0 } else { EXPECTED_GAIN }
 }
 
-/// The smallest batch than which no larger one does enough more, or is expected to.
-fn smallest_batch(candidate: &Candidate) -> Option<Speed> {
+/// The smallest batch than which no larger one does enough more, or is expected to; one that is larger than [`LIKELY_BATCH`] by `large_gain`.
+fn smallest_batch(candidate: &Candidate, large_gain: f64) -> Option<Speed> {
     let Candidate { speeds, precision, .. } = candidate;
     let pays = |large: &Speed, small: &Speed| {
         let scarcer = candidate.scarcity(large) - candidate.scarcity(small);
@@ -223,7 +221,7 @@ fn smallest_batch(candidate: &Candidate) -> Option<Speed> {
         } else if large.batch_size <= LIKELY_BATCH {
             NOISE - expected_gain(*precision)
         } else if small.batch_size >= LIKELY_BATCH {
-            LARGE_BATCH_GAIN
+            large_gain
         } else {
             NOISE
         };
@@ -307,7 +305,8 @@ mod tests {
 
     #[test]
     fn a_larger_batch_has_to_pay_the_more_the_longer_it_runs() {
-        let batch = |speeds: &[(usize, f64, f64)]| smallest_batch(&candidate(1, speeds)).unwrap().batch_size;
+        let batch =
+            |speeds: &[(usize, f64, f64)]| smallest_batch(&candidate(1, speeds), LARGE_BATCH_GAIN).unwrap().batch_size;
         assert_eq!(batch(&[(1, 100.0, 10.0), (2, 101.0, 20.0)]), 1);
         assert_eq!(batch(&[(1, 100.0, 10.0), (2, 104.0, 19.0)]), 2);
         assert_eq!(batch(&[(1, 100.0, 10.0), (2, 104.0, 500.0)]), 1);
@@ -339,7 +338,9 @@ mod tests {
     #[test]
     fn in_half_precision_it_takes_more_than_noise_to_leave_a_batch_of_a_few() {
         let batch = |speeds: &[(usize, f64, f64)]| {
-            smallest_batch(&Candidate { precision: Precision::Bf16, ..candidate(1, speeds) }).unwrap().batch_size
+            smallest_batch(&Candidate { precision: Precision::Bf16, ..candidate(1, speeds) }, LARGE_BATCH_GAIN)
+                .unwrap()
+                .batch_size
         };
         // As measured with decoding beside on two cores of a Xeon with AMX.
         let lite0 = [(1, 387.0, 4.3), (2, 423.0, 6.9), (4, 415.0, 14.0), (8, 412.0, 29.0)];
@@ -418,6 +419,13 @@ mod tests {
             let all = [with_threads(2, candidate(1, wide)), candidate(2, narrow)];
             choose(&all, Objective::Throughput, Latitude::SoloSession).unwrap().solo.unwrap().max_batch_size
         };
+        let large = |wide: &[(usize, f64, f64)]| {
+            let narrow = [(1, 71.0, 24.7), (4, 97.5, 81.6), (8, 102.0, 153.4)];
+            let all = [with_threads(2, candidate(1, wide)), candidate(2, &narrow)];
+            choose(&all, Objective::Throughput, Latitude::SoloSession).unwrap().max_batch_size
+        };
+        assert_eq!(large(&[(1, 65.2, 15.2), (4, 79.6, 50.3)]), 8, "who is too few for that has all cores");
+        assert_eq!(large(&[(1, 75.2, 15.2), (4, 79.6, 50.3)]), 4);
         // As measured on two cores of an EPYC.
         let clip = [(1, 65.2, 15.2), (2, 70.6, 27.1), (4, 79.6, 50.3), (8, 82.5, 97.0)];
         assert_eq!(few(&clip, &[(1, 64.0, 30.0), (2, 79.0, 49.0), (4, 90.0, 85.0), (8, 98.0, 161.0)]), 4, "CLIP");

@@ -57,8 +57,6 @@ struct State<M: Model> {
     policy: BatchPolicy,
     /// The crew's solo worker, if it has one.
     solo: Workers,
-    /// Jobs that it runs.
-    solo_jobs: usize,
     /// Its other workers.
     others: Workers,
     /// Jobs that have been announced and not yet come.
@@ -74,13 +72,15 @@ struct Workers {
     count: usize,
     /// Those that run a batch.
     busy: usize,
+    /// The jobs in these.
+    jobs: usize,
     /// Those that are out, to rebuild their model.
     out: usize,
 }
 
 impl Workers {
     fn new(count: usize) -> Self {
-        Self { count, busy: 0, out: 0 }
+        Self { count, busy: 0, jobs: 0, out: 0 }
     }
 
     /// Is none there?
@@ -99,7 +99,6 @@ impl<M: Model> BatchQueue<M> {
             closed: false,
             policy,
             solo: Workers::new(0),
-            solo_jobs: 0,
             others: Workers::new(1),
             coming: 0,
             crew: Crew(0),
@@ -116,7 +115,6 @@ impl<M: Model> BatchQueue<M> {
         let crew = Crew(state.crew.0 + 1);
         (state.crew, state.policy, state.run_times) = (crew, policy, RunTimes::default());
         let solo = policy.solo_max_batch_size.min(1);
-        state.solo_jobs = 0;
         (state.solo, state.others) = (Workers::new(solo), Workers::new(workers.max(1)));
         drop(state);
         self.wake_all();
@@ -192,8 +190,9 @@ impl<M: Model> BatchQueue<M> {
                 Decision::Run(size) => {
                     let batch = self.take(&mut state, size, now);
                     let begins = !batch.is_empty();
-                    state.workers(role).busy += usize::from(begins);
-                    state.solo_jobs += if role == Role::Solo { batch.len() } else { 0 };
+                    let workers = state.workers(role);
+                    workers.busy += usize::from(begins);
+                    workers.jobs += batch.len();
                     self.wake_one(&state);
                     if begins {
                         return Some(batch);
@@ -237,10 +236,10 @@ impl<M: Model> BatchQueue<M> {
         }
         let workers = state.workers(role);
         workers.busy = workers.busy.saturating_sub(1);
+        workers.jobs = workers.jobs.saturating_sub(size);
         match role {
             Role::Solo => {
                 let others = state.others.count;
-                state.solo_jobs = 0;
                 state.run_times.learn_solo(time, size, others);
             }
             Role::Any | Role::Full => {
@@ -344,7 +343,7 @@ impl<M: Model> State<M> {
     /// Would the solo worker have answered the jobs that wait, are on their way or run before a full batch were done? Not once a
     /// batch runs.
     fn solo_is_sooner(&self) -> bool {
-        let jobs = self.jobs.len() + self.coming + self.solo_jobs;
+        let jobs = self.jobs.len() + self.coming + self.solo.jobs;
         self.others.busy == 0 && self.run_times.solo_is_sooner(jobs)
     }
 
@@ -496,6 +495,23 @@ mod tests {
         let (last, _answer) = job(6, LONG);
         queue.push(last).unwrap();
         assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [5], "two take 6 ms, a batch of them 7");
+    }
+
+    #[test]
+    fn all_the_jobs_that_the_solo_worker_runs_count() {
+        let queue = queue(2, 10);
+        let crew = queue.relieve(BatchPolicy { solo_max_batch_size: 2, ..BatchPolicy::up_to(2) }, 2);
+        let mut answers = push_each(&queue, 0..3);
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [0, 1]);
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [2]);
+        queue.finish(crew, Role::Full, 2, MS * 10);
+        queue.finish(crew, Role::Solo, 1, MS * 3);
+        answers.extend(push_each(&queue, 3..5));
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [3, 4]);
+        answers.extend(push_each(&queue, 5..7));
+        assert!(!queue.lock().solo_is_sooner(), "four take 12 ms");
+        queue.finish(crew, Role::Solo, 2, MS * 6);
+        assert!(queue.lock().solo_is_sooner(), "two take 6 ms");
     }
 
     #[test]

@@ -12,7 +12,8 @@ use super::bench_report::{
 };
 use super::graph_model::GraphModel;
 use super::image_encoder::{ImageBinding, ImageEncoder};
-use super::opener::{BatchSizes, Use, Warmed, providers};
+use super::opener::{BatchSizes, Use, Warmed};
+use super::plan::providers;
 use super::sized_sessions::SizedSessions;
 use super::timing::{Span, batch_sizes, median, runs_per_second, timed_runs, timed_with_preparation};
 use super::tuning::{Latitude, choose};

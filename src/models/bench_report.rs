@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::GraphInfo;
-use super::opener::Plan;
+use super::plan::Plan;
 use super::timing::mean;
 use crate::runtime::{ExecutionProvider, Precision};
 

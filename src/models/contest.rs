@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::LoadError;
 use super::graph_model::{Binding, GraphModel};
-use super::opener::{BatchSizes, Opener, Plan, Warmed};
+use super::opener::{BatchSizes, Opener, Warmed};
+use super::plan::Plan;
 use super::sized_sessions::SizedSessions;
 use super::timing::{
     Preparation, Span, TimedRuns, batch_sizes, mean, median, runs_per_second, timed_runs, timed_with_preparation,

@@ -3,7 +3,8 @@
 use super::LoadError;
 use super::engine::{EngineSource, open_crew};
 use super::graph_model::Binding;
-use super::opener::{Opener, Plan, Warmed, first_plan, providers};
+use super::opener::{Opener, Warmed};
+use super::plan::{Plan, first_plan, providers};
 use super::tuning::Tuning;
 use super::tuning_cache::TuningCache;
 use crate::config::ModelSettings;

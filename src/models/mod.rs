@@ -13,6 +13,7 @@ mod graph_model;
 mod image_encoder;
 mod info;
 mod opener;
+mod plan;
 mod probe;
 mod registry;
 mod scoring;

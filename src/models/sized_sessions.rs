@@ -2,7 +2,8 @@
 
 use super::LoadError;
 use super::graph_model::Binding;
-use super::opener::{BatchSizes, Opener, Plan, Use, Warmed};
+use super::opener::{BatchSizes, Opener, Use, Warmed};
+use super::plan::Plan;
 use crate::batching::Role;
 
 /// As many sessions as the plan has, for all sizes; or so many for each size, where a graph cannot be run with the number of items open:

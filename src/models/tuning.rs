@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::opener::{Plan, Solo};
+use super::plan::{Plan, Solo};
 use crate::config::{Objective, TuningSettings};
 use crate::runtime::{ExecutionProvider, Precision};
 

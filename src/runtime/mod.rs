@@ -25,6 +25,7 @@ mod side_by_side;
 #[cfg(test)]
 mod test_graphs;
 mod transposed;
+mod weights_file;
 mod weights_in_file;
 mod wide_pool;
 mod window;

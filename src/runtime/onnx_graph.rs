@@ -284,14 +284,10 @@ impl Node {
 
     /// The node as another operator, with other names for what it reads.
     pub(super) fn replaced(&self, domain: &str, operator: &str, name: impl Fn(&str) -> String) -> io::Result<Vec<u8>> {
-        let mut replaced = Vec::new();
-        fields_of(&self.bytes, |message, number, value| match (number, value) {
-            (proto::node::INPUT, Value::Bytes(length)) => {
-                put_bytes(&mut replaced, number, name(&message.text(length)?).as_bytes());
-                Ok(true)
-            }
-            (proto::node::OPERATOR | proto::node::DOMAIN, _) => Ok(false),
-            _ => message.copy_field(number, value, &mut replaced),
+        let mut replaced = self.with_texts(|field, text| match field {
+            proto::node::INPUT => Some(name(&text)),
+            proto::node::OPERATOR | proto::node::DOMAIN => None,
+            _ => Some(text),
         })?;
         put_bytes(&mut replaced, proto::node::OPERATOR, operator.as_bytes());
         put_bytes(&mut replaced, proto::node::DOMAIN, domain.as_bytes());
@@ -300,21 +296,28 @@ impl Node {
 
     /// The node under another name, which ends with `end`, with other names for what it reads and writes.
     pub(super) fn renamed(&self, end: &str, name: impl Fn(&str) -> String) -> io::Result<Vec<u8>> {
-        let mut renamed = Vec::new();
-        fields_of(&self.bytes, |message, number, value| match (number, value) {
-            (proto::node::INPUT | proto::node::OUTPUT, Value::Bytes(length)) => {
-                put_bytes(&mut renamed, number, name(&message.text(length)?).as_bytes());
-                Ok(true)
-            }
+        self.with_texts(|field, text| match field {
+            proto::node::INPUT | proto::node::OUTPUT => Some(name(&text)),
             // Nodes may have no names, but not the same.
-            (proto::node::NAME, Value::Bytes(0)) => Ok(true),
-            (proto::node::NAME, Value::Bytes(length)) => {
-                put_bytes(&mut renamed, number, format!("{}/{end}", message.text(length)?).as_bytes());
+            proto::node::NAME => (!text.is_empty()).then(|| format!("{text}/{end}")),
+            _ => Some(text),
+        })
+    }
+
+    /// The node with what `text` makes of each of its names, by their fields, or without those of which that makes nothing.
+    fn with_texts(&self, text: impl Fn(u64, String) -> Option<String>) -> io::Result<Vec<u8>> {
+        use proto::node::{DOMAIN, INPUT, NAME, OPERATOR, OUTPUT};
+        let mut node = Vec::new();
+        fields_of(&self.bytes, |message, number, value| match (number, value) {
+            (INPUT | OUTPUT | NAME | OPERATOR | DOMAIN, Value::Bytes(length)) => {
+                if let Some(text) = text(number, message.text(length)?) {
+                    put_bytes(&mut node, number, text.as_bytes());
+                }
                 Ok(true)
             }
-            _ => message.copy_field(number, value, &mut renamed),
+            _ => message.copy_field(number, value, &mut node),
         })?;
-        Ok(renamed)
+        Ok(node)
     }
 }
 

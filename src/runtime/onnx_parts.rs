@@ -70,23 +70,23 @@ pub(super) fn value_info(name: &str, element_type: u64, dimensions: &[Dimension]
 }
 
 /// The `NodeProto` with one more attribute.
-pub(super) fn with_integers(mut node: Vec<u8>, name: &str, integers: &[u64]) -> Vec<u8> {
-    let mut attribute = Vec::new();
-    put_bytes(&mut attribute, proto::attribute::NAME, name.as_bytes());
-    for &integer in integers {
-        put_number(&mut attribute, proto::attribute::INTEGERS, integer);
-    }
-    put_number(&mut attribute, proto::attribute::TYPE, proto::attribute::TYPE_INTEGERS);
-    put_bytes(&mut node, proto::node::ATTRIBUTE, &attribute);
-    node
+pub(super) fn with_integers(node: Vec<u8>, name: &str, integers: &[u64]) -> Vec<u8> {
+    with_attribute(node, name, (proto::attribute::INTEGERS, integers), proto::attribute::TYPE_INTEGERS)
 }
 
 /// The `NodeProto` with one more attribute.
-pub(super) fn with_integer(mut node: Vec<u8>, name: &str, integer: u64) -> Vec<u8> {
+pub(super) fn with_integer(node: Vec<u8>, name: &str, integer: u64) -> Vec<u8> {
+    with_attribute(node, name, (proto::attribute::INTEGER, &[integer]), proto::attribute::TYPE_INTEGER)
+}
+
+/// The `NodeProto` with an attribute of this type, which has the integers in this field.
+fn with_attribute(mut node: Vec<u8>, name: &str, (field, integers): (u64, &[u64]), of_type: u64) -> Vec<u8> {
     let mut attribute = Vec::new();
     put_bytes(&mut attribute, proto::attribute::NAME, name.as_bytes());
-    put_number(&mut attribute, proto::attribute::INTEGER, integer);
-    put_number(&mut attribute, proto::attribute::TYPE, proto::attribute::TYPE_INTEGER);
+    for &integer in integers {
+        put_number(&mut attribute, field, integer);
+    }
+    put_number(&mut attribute, proto::attribute::TYPE, of_type);
     put_bytes(&mut node, proto::node::ATTRIBUTE, &attribute);
     node
 }

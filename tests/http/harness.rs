@@ -38,7 +38,9 @@ pub fn fixtures() -> PathBuf {
 pub fn models_dir(models: &[&str]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for model in models {
-        std::os::unix::fs::symlink(fixtures().join("models").join(model), folder.path().join(model)).unwrap();
+        let fixture = fixtures().join("models").join(model);
+        let name = fixture.file_name().unwrap();
+        std::os::unix::fs::symlink(&fixture, folder.path().join(name)).unwrap();
     }
     folder
 }

@@ -1,13 +1,11 @@
 //! A graph that OpenVINO computes only in parts while the number of images is open, and then gives up on.
 
-use std::sync::mpsc;
-
 use ocelli::config::{Config, ModelSettings};
 use ocelli::runtime::{ExecutionProvider, Runtime};
 use reqwest::blocking::multipart::{Form, Part};
 use serde_json::json;
 
-use crate::harness::{Answer, BLUE, GREEN, PATIENCE, RED, Server, config, fixtures, models_dir, picture};
+use crate::harness::{Answer, BLUE, GREEN, RED, Server, picture};
 
 /// A server of the graph, on OpenVINO; `None` where there is no OpenVINO.
 fn partitioned(change: impl FnOnce(&mut ModelSettings)) -> Option<Server> {
@@ -15,17 +13,11 @@ fn partitioned(change: impl FnOnce(&mut ModelSettings)) -> Option<Server> {
     if !Runtime::load(None).unwrap().providers.contains(&device) {
         return None;
     }
-    let models = models_dir(&[]);
-    let fixture = fixtures().join("partitioned/tiny-swin");
-    std::os::unix::fs::symlink(fixture, models.path().join("tiny-swin")).unwrap();
-    let mut config = config(models.path());
-    config.cache_dir = models.path().join(".cache");
-    config.model_defaults.device = Some(device);
-    change(&mut config.model_defaults);
-    let (ready, is_ready) = mpsc::channel();
-    let server = Server::spawn(config, models, move |_| ready.send(()).unwrap());
-    is_ready.recv_timeout(PATIENCE).unwrap();
-    Some(server)
+    Some(Server::start_with(&["../partitioned/tiny-swin"], |config| {
+        config.cache_dir = config.models_dir.join(".cache");
+        config.model_defaults.device = Some(device);
+        change(&mut config.model_defaults);
+    }))
 }
 
 #[test]

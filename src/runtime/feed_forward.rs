@@ -123,7 +123,7 @@ impl Graph {
         let &[sum] = self.readers(product) else { return None };
         let node = &self.nodes[sum];
         let bias = node.inputs.iter().find(|input| *input != product).filter(|_| node.operator == "Add")?;
-        self.is_vector(bias, width).then_some((sum, bias.as_str()))
+        self.vector(bias).filter(|vector| vector.shape == [width]).map(|_| (sum, bias.as_str()))
     }
 
     /// The graph with `layers` in blocks.

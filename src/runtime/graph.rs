@@ -14,6 +14,7 @@ use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
 use super::assignment::{RECORD_KEY, nodes_by_provider};
 use super::batch_memory::Pinning;
 use super::byte_pixels::with_byte_pixels;
+use super::channel_norm::normalized_as_lists;
 use super::class_token::at_class_token;
 use super::cuda_graph::opening;
 use super::feed_forward::in_blocks;
@@ -229,6 +230,10 @@ fn substitutes(path: &Path, options: &SessionOptions) -> Result<(Vec<Slim>, Vec<
             mapped.extend(OnnxFile::read(path)?.external_data);
         }
     }
+    let slim = match slim {
+        Some(slim) if is_openvino => Some(normalized_as_lists(slim, path)?),
+        slim => slim,
+    };
     let slim = slim.map(|slim| at_class_token(slim, path, &options.dimensions)).transpose()?;
     // f32 is the reference, so all its sums are made as the graph says.
     let slim = match slim {

@@ -3,6 +3,7 @@
 mod assignment;
 mod batch_memory;
 mod byte_pixels;
+mod channel_norm;
 mod class_token;
 mod cuda_graph;
 mod feed_forward;

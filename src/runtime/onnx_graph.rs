@@ -176,13 +176,13 @@ impl Graph {
             || self.nodes.iter().any(|node| node.is_scalar && node.outputs[0] == value)
     }
 
-    /// The vector of `width` values that `value` always is: an initializer, or another name of one.
-    pub(super) fn is_vector(&self, value: &str, width: u64) -> bool {
+    /// The vector that `value` always is: an initializer, or another name of one.
+    pub(super) fn vector(&self, value: &str) -> Option<&Tensor> {
         let other_name = || {
             let node = self.nodes.iter().find(|node| node.outputs.iter().any(|output| output == value))?;
             self.initializer(node.inputs.first().filter(|_| node.operator == "Identity")?)
         };
-        self.initializer(value).or_else(other_name).is_some_and(|tensor| tensor.shape == [width])
+        self.initializer(value).or_else(other_name).filter(|tensor| tensor.shape.len() == 1)
     }
 }
 

@@ -1,0 +1,255 @@
+//! Layer normalisation over the channels of pictures, as ConvNeXt has it before its feed-forward layers. OpenVINO moves the
+//! transposition that brings the channels to the end behind it, and then no longer knows it for one: it computes means, differences,
+//! powers and quotients one after the other, a fifth to a third of ConvNeXt's time. Where the pixels are a list meanwhile, the
+//! transposition stays, and normalising is one kernel.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+
+use super::onnx_graph::{Graph, Model, Node};
+use super::onnx_parts::{node, sizes};
+use super::protobuf::put_bytes;
+use super::weights_in_file::Slim;
+use super::{RuntimeError, onnx_proto as proto};
+
+/// From `[batch, channels, height, width]` to `[batch, height, width, channels]`.
+const TO_CHANNELS_LAST: [u64; 4] = [0, 2, 3, 1];
+
+/// As axes are told from the end.
+const LAST_AXIS: u64 = -1_i64 as u64;
+
+/// In a `Reshape`: as it was, and what is left.
+const AS_BEFORE: u64 = 0;
+const THE_REST: u64 = -1_i64 as u64;
+
+/// What normalising is made of where it is not one node, besides means.
+const ELEMENTWISE: [&str; 6] = ["Add", "Sub", "Mul", "Div", "Pow", "Sqrt"];
+
+/// The graph, which is that of the file `path`, with pictures whose channels are normalised as lists of pixels meanwhile.
+///
+/// # Errors
+/// [`RuntimeError::Graph`]: it is no whole ONNX model.
+pub(super) fn normalized_as_lists(slim: Slim, path: &Path) -> Result<Slim, RuntimeError> {
+    slim.rewritten(path, with_lists)
+}
+
+fn with_lists(model: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    let model = Model::read(model)?;
+    let graph = &model.graph;
+    if graph.has_graphs_inside() {
+        return Ok(None);
+    }
+    let mut norms = Vec::new();
+    for index in 0..graph.nodes.len() {
+        norms.extend(graph.norm_behind(index)?);
+    }
+    if norms.is_empty() {
+        return Ok(None);
+    }
+    tracing::debug!(norms = norms.len(), "pictures whose channels are normalised are lists of pixels meanwhile");
+    let mut bytes = graph.without_nodes();
+    for (index, node) in graph.nodes.iter().enumerate() {
+        match norms.iter().find(|norm| norm.nodes.contains(&index)) {
+            Some(norm) => norm.put(index, node, &mut bytes)?,
+            None => put_bytes(&mut bytes, proto::graph::NODE, &node.bytes),
+        }
+    }
+    Ok(Some(model.with_graph(&bytes)))
+}
+
+/// A normalisation of the channels of a picture.
+struct Norm<'g> {
+    /// Indices.
+    nodes: BTreeSet<usize>,
+    input: &'g str,
+    output: &'g str,
+    channels: u64,
+}
+
+impl Graph {
+    /// The normalisation of what the node `transposes`, if it is that.
+    fn norm_behind(&self, transposes: usize) -> io::Result<Option<Norm<'_>>> {
+        let transposed = &self.nodes[transposes];
+        let is_channels_last = transposed.operator == "Transpose"
+            && transposed.integers()?.get("perm").is_some_and(|axes| *axes == TO_CHANNELS_LAST);
+        if !is_channels_last {
+            return Ok(None);
+        }
+        let input = transposed.outputs[0].as_str();
+        let (mut nodes, mut values) = (BTreeSet::new(), BTreeSet::from([input]));
+        let (mut normalizes, mut channels) = (false, None);
+        for (index, node) in self.nodes.iter().enumerate().skip(transposes + 1) {
+            let of_picture = |value: &&String| values.contains(value.as_str());
+            if !node.inputs.iter().any(|value| of_picture(&value)) {
+                continue;
+            }
+            let is_norm = node.normalizes_last_axis()?;
+            let others: Vec<_> = node.inputs.iter().filter(|value| !of_picture(value) && !value.is_empty()).collect();
+            let vectors = others.iter().filter_map(|value| self.vector(value));
+            let is_known = |value: &&String| self.is_scalar(value) || self.vector(value).is_some();
+            if (is_norm || ELEMENTWISE.contains(&node.operator.as_str())) && others.iter().all(is_known) {
+                channels = channels.or_else(|| vectors.map(|tensor| tensor.values()).find(|&width| width > 1));
+                normalizes |= is_norm;
+                nodes.insert(index);
+                values.extend(node.outputs.iter().map(String::as_str));
+            }
+        }
+        let is_read_outside = |value: &&String| {
+            self.outputs.contains(*value) || self.readers(value).iter().any(|reader| !nodes.contains(reader))
+        };
+        let mut read_outside = nodes.iter().flat_map(|&node| &self.nodes[node].outputs).filter(is_read_outside);
+        let only = read_outside.next().filter(|_| read_outside.next().is_none());
+        let norm = only.zip(channels).filter(|_| normalizes);
+        Ok(norm.map(|(output, channels)| Norm { nodes, input, output, channels }))
+    }
+}
+
+impl Node {
+    /// Does it, or a part of it, make means over the last axis?
+    fn normalizes_last_axis(&self) -> io::Result<bool> {
+        Ok(match self.operator.as_str() {
+            "LayerNormalization" => {
+                let axis = self.integers()?.remove("axis");
+                self.outputs.len() == 1 && axis.is_none_or(|axis| axis == [LAST_AXIS])
+            }
+            "ReduceMean" => {
+                let mut integers = self.integers()?;
+                let keeps = integers.remove("keepdims").is_none_or(|keeps| keeps == [1]);
+                keeps && integers.remove("axes").is_some_and(|axes| axes == [LAST_AXIS])
+            }
+            _ => false,
+        })
+    }
+}
+
+impl Norm<'_> {
+    /// Appends its node `index` to a `GraphProto`, with what makes a list of the picture before the first, and a picture of the list
+    /// behind the one that is read.
+    fn put(&self, index: usize, member: &Node, graph: &mut Vec<u8>) -> io::Result<()> {
+        let named = |what: &str| format!("{}/{what}", self.output);
+        let (list, shape, list_shape, normalized) =
+            (named("list"), named("shape"), named("list shape"), named("normalized"));
+        if self.nodes.first() == Some(&index) {
+            let list_sizes = [AS_BEFORE, THE_REST, self.channels];
+            put_bytes(graph, proto::graph::INITIALIZER, &sizes(&list_shape, &list_sizes));
+            put_bytes(graph, proto::graph::NODE, &node("Shape", &[self.input], &[&shape], None));
+            put_bytes(graph, proto::graph::NODE, &node("Reshape", &[self.input, &list_shape], &[&list], None));
+        }
+        let name = |value: &str| match value {
+            value if value == self.input => list.clone(),
+            value if value == self.output => normalized.clone(),
+            value => value.to_owned(),
+        };
+        put_bytes(graph, proto::graph::NODE, &member.renamed("of list", name)?);
+        if member.outputs.iter().any(|value| value == self.output) {
+            put_bytes(graph, proto::graph::NODE, &node("Reshape", &[&normalized, &shape], &[self.output], None));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::onnx_parts::with_integers;
+    use super::super::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
+    use super::*;
+
+    const CHANNELS: u64 = 16;
+    const SIDE: u64 = 3;
+    const PICTURES: [u64; 4] = [2, CHANNELS, SIDE, SIDE];
+
+    fn transpose(x: &str, out: &str, axes: [u64; 4]) -> Vec<u8> {
+        with_integers(node("Transpose", &[x], &[out], None), "perm", &axes)
+    }
+
+    /// What is between the transposition and the product, as one node.
+    fn one_node() -> Vec<Vec<u8>> {
+        vec![node("LayerNormalization", &["last", "factor", "b"], &["normal"], Some(("axis", LAST_AXIS)))]
+    }
+
+    /// The same in parts, as exporters write it for versions before 17.
+    fn parts() -> Vec<Vec<u8>> {
+        let mean = |of: &str, out: &str| with_integers(node("ReduceMean", &[of], &[out], None), "axes", &[LAST_AXIS]);
+        vec![
+            mean("last", "mean"),
+            node("Sub", &["last", "mean"], &["apart"], None),
+            node("Pow", &["apart", "two"], &["squares"], None),
+            mean("squares", "variance"),
+            node("Add", &["variance", "epsilon"], &["above zero"], None),
+            node("Sqrt", &["above zero"], &["deviation"], None),
+            node("Div", &["apart", "deviation"], &["quotient"], None),
+            node("Mul", &["quotient", "factor"], &["product"], None),
+            node("Add", &["product", "b"], &["normal"], None),
+        ]
+    }
+
+    /// A block of a ConvNeXt that normalises by these nodes.
+    fn block(norm: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+        let before = [node("Identity", &["bias"], &["b"], None), transpose("x", "last", TO_CHANNELS_LAST)];
+        let after = [
+            node("MatMul", &["normal", "matrix"], &["multiplied"], None),
+            node("Add", &["multiplied", "last"], &["sum"], None),
+            transpose("sum", "first", [0, 3, 1, 2]),
+            node("Flatten", &["first"], &["out"], None),
+        ];
+        before.into_iter().chain(norm).chain(after).collect()
+    }
+
+    fn model(folder: &Path, nodes: &[Vec<u8>], outputs: &[(&str, &[u64])]) -> Slim {
+        let tensors: [(&str, &[u64]); 5] = [
+            ("factor", &[CHANNELS]),
+            ("bias", &[CHANNELS]),
+            ("two", &[]),
+            ("epsilon", &[1]),
+            ("matrix", &[CHANNELS; 2]),
+        ];
+        let tensors = tensors.map(|(name, shape)| match name {
+            "two" => super::super::onnx_parts::floats(name, shape, [2.0].into_iter()),
+            "epsilon" => super::super::onnx_parts::floats(name, shape, [1e-6].into_iter()),
+            _ => differing_floats(name, shape),
+        });
+        let outputs: Vec<_> = outputs.iter().map(|(name, shape)| value(name, shape)).collect();
+        write_model(folder, nodes, &tensors, &[value("x", &PICTURES)], &outputs, 17)
+    }
+
+    const OUT: (&str, &[u64]) = ("out", &[2, CHANNELS * SIDE * SIDE]);
+
+    #[test]
+    fn pictures_that_are_normalised_as_lists_are_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        for norm in [one_node(), parts()] {
+            let slim = model(folder.path(), &block(norm), &[OUT]);
+            let bytes = with_lists(&slim.bytes).unwrap().unwrap();
+            let x = differing_values(&PICTURES.map(|size| size as usize));
+            let graph = same_answers(folder.path(), &bytes, ("x", x), "out");
+            assert_eq!((count(&graph, "Reshape"), count(&graph, "Shape")), (2, 1));
+        }
+    }
+
+    #[test]
+    fn what_is_no_such_normalisation_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let is_rewritten = |nodes: &[Vec<u8>], outputs: &[(&str, &[u64])]| {
+            with_lists(&model(folder.path(), nodes, outputs).bytes).unwrap().is_some()
+        };
+        assert!(is_rewritten(&block(one_node()), &[OUT]));
+        let with = |index: usize, node: Vec<u8>| {
+            let mut nodes = block(parts());
+            nodes[index] = node;
+            nodes
+        };
+        assert!(
+            !is_rewritten(&with(1, transpose("x", "last", [0, 3, 2, 1])), &[OUT]),
+            "rows and columns change places"
+        );
+        let over_columns = with_integers(node("ReduceMean", &["last"], &["mean"], None), "axes", &[2]);
+        assert!(!is_rewritten(&with(2, over_columns), &[OUT]), "means of rows");
+        let shape: &[u64] = &[2, SIDE, SIDE, CHANNELS];
+        assert!(!is_rewritten(&block(parts()), &[OUT, ("apart", shape)]), "what is in between is read");
+        let scaled = vec![node("Mul", &["last", "factor"], &["normal"], None)];
+        assert!(!is_rewritten(&block(scaled), &[OUT]), "nothing is normalised");
+        let nesting = [block(one_node()), vec![node("Loop", &["", "condition", "x"], &["again"], None)]].concat();
+        assert!(!is_rewritten(&nesting, &[OUT]), "the graph in the loop may read anything");
+    }
+}

@@ -1,4 +1,4 @@
-//! Settings: as typed ([`sources`]) to as checked ([`Config`]), every mistake reported at once with its key.
+//! Settings: as typed (`sources`) to as checked ([`Config`]), every mistake reported at once with its key.
 
 mod keys;
 mod sources;

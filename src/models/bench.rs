@@ -14,7 +14,6 @@ use super::graph_model::GraphModel;
 use super::image_encoder::{ImageBinding, ImageEncoder};
 use super::opener::{BatchSizes, Use, Warmed};
 use super::plan::providers;
-use super::sized_sessions::SizedSessions;
 use super::timing::{Span, batch_sizes, median, runs_per_second, timed_runs, timed_with_preparation};
 use super::tuning::{Latitude, choose};
 use super::{GraphInfo, LoadError, LoadedModel, PredictError};
@@ -178,7 +177,8 @@ fn prepare_repeatedly(
 /// The sessions of a way to run the graph, and what was measured of them.
 struct OpenedWay {
     way: Way,
-    sessions: SizedSessions<ImageBinding>,
+    sessions: Vec<Warmed<ImageBinding>>,
+    batch_sizes: Vec<usize>,
     /// By batch size, one of each round.
     costs: Vec<Vec<InferenceCost>>,
 }
@@ -190,11 +190,13 @@ impl OpenedWay {
             Batches::These(sizes) => sizes.clone(),
         };
         let plan = way.plan(wanted.iter().copied().max().unwrap_or(1));
+        let serve = Use::of(&plan, Role::Any);
         // On a GPU as they are opened to serve, on a CPU for all the sizes wanted.
-        let sizes = if way.provider.is_on_cpu() { BatchSizes::First(1) } else { Use::of(&plan, Role::Any).sizes };
-        let sessions = SizedSessions::open(&encoder.engine.opener, &plan, sizes, wanted, |_| true)?;
-        let costs = vec![Vec::new(); sessions.sizes().len()];
-        Ok(Self { way, sessions, costs })
+        let sizes = if way.provider.is_on_cpu() { BatchSizes::First(1) } else { serve.sizes };
+        let sessions = encoder.engine.opener.open(&plan, &Use { sizes, ..serve })?;
+        let batch_sizes = sessions.first().map(|session| session.model.batch_sizes(wanted)).unwrap_or_default();
+        let costs = vec![Vec::new(); batch_sizes.len()];
+        Ok(Self { way, sessions, batch_sizes, costs })
     }
 
     /// One round.
@@ -204,9 +206,8 @@ impl OpenedWay {
         images: &[PreparedImage],
         request: &BenchRequest,
     ) -> Result<(), LoadError> {
-        for (index, costs) in self.costs.iter_mut().enumerate() {
-            let batch_size = self.sessions.sizes()[index];
-            costs.push(inference_cost(encoder, self.way, batch_size, self.sessions.of(index), images, request)?);
+        for (&batch_size, costs) in self.batch_sizes.iter().zip(&mut self.costs) {
+            costs.push(inference_cost(encoder, self.way, batch_size, &mut self.sessions, images, request)?);
         }
         Ok(())
     }

@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::LoadError;
 use super::graph_model::{Binding, GraphModel};
-use super::opener::{BatchSizes, Opener, Warmed};
+use super::opener::{BatchSizes, Opener, Use, Warmed};
 use super::plan::Plan;
-use super::sized_sessions::SizedSessions;
 use super::timing::{
     Preparation, Span, TimedRuns, batch_sizes, mean, median, runs_per_second, timed_runs, timed_with_preparation,
 };
-use super::tuning::{FEW, LIKELY_BATCH, Speed, best_per_second, gains_end};
+use super::tuning::{FEW, Speed, best_per_second, gains_end};
+use crate::batching::Role;
 use crate::runtime::Precision;
 
 /// After this, no further plan is opened to be measured.
@@ -128,21 +128,21 @@ fn open<B: Binding>(
 ) -> Result<(Vec<Vec<f32>>, Contender<B>), LoadError> {
     // As they would be opened to serve, if it is for one size alone.
     let sizes = if plan.max_batch_size == 1 { BatchSizes::Only(1) } else { BatchSizes::First(1) };
-    let is_likely = |size| size == 1 || size == LIKELY_BATCH.min(plan.max_batch_size);
-    let mut sessions = SizedSessions::open(opener, plan, sizes, batch_sizes(plan.max_batch_size), is_likely)?;
-    let mut answers = Vec::new();
-    if let Some(session) = sessions.of(0).first_mut() {
+    let mut sessions = opener.open(plan, &Use { sizes, ..Use::of(plan, Role::Any) })?;
+    let (mut answers, mut sizes) = (Vec::new(), Vec::new());
+    if let Some(session) = sessions.first_mut() {
+        sizes = session.model.batch_sizes(batch_sizes(plan.max_batch_size));
         // The reference is not compared with itself.
         for item in items.iter().filter(|_| plan.precision != Precision::F32) {
             answers.push(session.model.rows(std::slice::from_ref(item))?.row(0).to_vec());
         }
     }
-    Ok((answers, Contender::new(sessions)))
+    Ok((answers, Contender::new(sessions, &sizes)))
 }
 
 /// The sessions of a plan, and how fast they were at each turn.
 struct Contender<B: Binding> {
-    sessions: SizedSessions<B>,
+    sessions: Vec<Warmed<B>>,
     turns: Vec<(usize, Vec<Turn>)>,
     /// Why it cannot go on.
     failure: Option<LoadError>,
@@ -156,9 +156,9 @@ struct Turn {
 }
 
 impl<B: Binding> Contender<B> {
-    fn new(sessions: SizedSessions<B>) -> Self {
-        let turns = sessions.sizes().iter().map(|&size| (size, Vec::new())).collect();
-        Self { sessions, turns, failure: None }
+    /// With the batch sizes that are to be measured, rising.
+    fn new(sessions: Vec<Warmed<B>>, sizes: &[usize]) -> Self {
+        Self { sessions, turns: sizes.iter().map(|&size| (size, Vec::new())).collect(), failure: None }
     }
 
     /// Has it had a turn?
@@ -183,13 +183,13 @@ impl<B: Binding> Contender<B> {
     fn take_turns(&mut self, preparation: Option<&Preparation<'_>>, quietly: &Quietly<'_>) -> Result<(), LoadError> {
         let is_first = self.turns.iter().all(|(_, turns)| turns.is_empty());
         for index in 0..self.turns.len() {
-            let (size, sessions) = (self.turns[index].0, self.sessions.of(index));
+            let size = self.turns[index].0;
             if is_first {
                 // The first run of a size is slow.
-                timed_runs(sessions, Span::of(Duration::ZERO), |model| samples(model, size))?;
+                timed_runs(&mut self.sessions, Span::of(Duration::ZERO), |model| samples(model, size))?;
             }
             let mut turn = Err(LoadError::System("no turn was taken".to_owned()));
-            quietly(&mut || turn = take_turn(sessions, size, index < FEW, preparation))?;
+            quietly(&mut || turn = take_turn(&mut self.sessions, size, index < FEW, preparation))?;
             self.turns[index].1.push(turn?);
             if is_first && gains_end(&speeds(&self.turns[..=index])) {
                 self.turns.truncate(index + 1);

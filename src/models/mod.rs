@@ -17,7 +17,6 @@ mod plan;
 mod probe;
 mod registry;
 mod scoring;
-mod sized_sessions;
 mod stored_graph;
 mod text_encoder;
 mod timing;

@@ -178,20 +178,6 @@ impl<B: Binding> Opener<B> {
             BatchSizes::UpTo(size) | BatchSizes::Several(size) if self.are_all_alike(plan) => Some(size),
             _ => None,
         };
-        match (self.open_filled(plan, wanted, filled), wanted.sizes) {
-            (Err(error), BatchSizes::UpTo(size) | BatchSizes::Several(size))
-                if filled.is_none() && plan.provider.is_on_cpu() && self.can_fix_batch_size() =>
-            {
-                let file = self.files.graph.display();
-                tracing::debug!(%file, %error, "it is opened for full batches and for lone items, as it cannot be for any number");
-                self.open_filled(plan, wanted, Some(size))
-            }
-            (outcome, _) => outcome,
-        }
-    }
-
-    /// Sessions for the sizes `wanted`, or for batches that are `filled` up to one size, with others for lone items beside them.
-    fn open_filled(&self, plan: &Plan, wanted: &Use, filled: Option<usize>) -> Result<Vec<Warmed<B>>, LoadError> {
         let are_shares = wanted.count > 1 && SessionOptions::shares_sessions(plan.provider, wanted.threads);
         let (sessions, runs) = if are_shares { (1, wanted.count) } else { (wanted.count, 1) };
         let mut warmed = Vec::with_capacity(wanted.count);

@@ -19,7 +19,7 @@ use super::class_token::at_class_token;
 use super::cuda_graph::opening;
 use super::feed_forward::in_blocks;
 use super::mapped_files::{let_go_of_mapped, may_map};
-use super::scalars::scalars_as_vectors;
+use super::refused::without_refused;
 use super::shared_session::{Capture, Gpu, SharedSession};
 use super::side_by_side::side_by_side;
 use super::transposed::with_transposed;
@@ -227,12 +227,10 @@ fn substitutes(path: &Path, options: &SessionOptions) -> Result<(Vec<Slim>, Vec<
     let mut mapped = Vec::new();
     if is_openvino {
         mapped.push(path.to_owned());
-        if slim.is_none() {
-            mapped.extend(OnnxFile::read(path)?.external_data);
-        }
+        mapped.extend(OnnxFile::read(path)?.external_data.into_iter().map(|file| path.with_file_name(file)));
     }
     let slim = match slim {
-        Some(slim) if is_openvino => Some(normalized_as_lists(scalars_as_vectors(slim, path)?, path)?),
+        Some(slim) if is_openvino => Some(normalized_as_lists(without_refused(slim, path)?, path)?),
         slim => slim,
     };
     let slim = slim.map(|slim| at_class_token(slim, path, &options.dimensions)).transpose()?;

@@ -20,7 +20,7 @@ mod onnx_parts;
 mod onnx_proto;
 mod protobuf;
 mod provider;
-mod scalars;
+mod refused;
 mod shapes;
 mod shared_session;
 mod side_by_side;

@@ -57,8 +57,18 @@ impl OnnxFile {
             if !file.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
                 return Err(failed(format!("names external data outside its folder, '{name}', which is not read")));
             }
-            if !path.parent().unwrap_or(Path::new("")).join(file).is_file() {
+            let path = std::path::absolute(path).map_err(|error| failed(error.to_string()))?.with_file_name(file);
+            if !path.is_file() {
                 return Err(failed(format!("its external data '{name}' is missing; it belongs beside the graph")));
+            }
+            let depth = file.components().filter(|part| *part != Component::CurDir).count();
+            let folder = path.ancestors().nth(depth);
+            let leads_to = |path: &Path| path.canonicalize().map_err(|error| failed(error.to_string()));
+            if !leads_to(&path)?.starts_with(leads_to(folder.unwrap_or(Path::new("/")))?) {
+                return Err(failed(format!(
+                    "its external data '{name}' is a link that leads out of its folder, which ONNX Runtime does not follow; put the \
+                     file itself beside the graph, as `hf download --local-dir` does"
+                )));
             }
         }
         Ok(found)
@@ -71,6 +81,9 @@ impl OnnxFile {
         Ok(found)
     }
 }
+
+/// What exporters by `torch.export` write as "auto_pad" where there is none.
+const NOT_SET: &str = "NOTSET";
 
 /// ONNX's element types by their numbers.
 fn element_type(number: u64) -> &'static str {
@@ -153,7 +166,8 @@ impl<R: BufRead + Seek> Message<'_, R> {
                 Ok(true)
             }
             (proto::node::ATTRIBUTE, &Value::Bytes(length)) if is_pool => {
-                let (name, numbers) = message.nested(length, |attribute| attribute.attribute())?;
+                let attribute = message.nested(length, |attribute| attribute.attribute())?;
+                let Some((name, numbers)) = attribute else { return Ok(true) };
                 match name.as_str() {
                     "kernel_shape" => window = numbers.into_iter().min(),
                     "ceil_mode" => goes_beyond = numbers == [1],
@@ -170,9 +184,9 @@ impl<R: BufRead + Seek> Message<'_, R> {
         Ok(window.filter(|_| is_plain && goes_beyond))
     }
 
-    /// `AttributeProto`: its name and its integers.
-    pub(super) fn attribute(mut self) -> io::Result<(String, Vec<u64>)> {
-        let (mut name, mut numbers) = (String::new(), Vec::new());
+    /// `AttributeProto`: its name and its integers; `None` for one that says no more than if it were absent.
+    pub(super) fn attribute(mut self) -> io::Result<Option<(String, Vec<u64>)>> {
+        let (mut name, mut numbers, mut is_set) = (String::new(), Vec::new(), true);
         self.fields(|message, number, value| match (number, value) {
             (proto::attribute::NAME, &Value::Bytes(length)) => {
                 name = message.text(length)?;
@@ -186,9 +200,13 @@ impl<R: BufRead + Seek> Message<'_, R> {
                 numbers.extend(message.numbers(length)?);
                 Ok(true)
             }
+            (proto::attribute::TEXT, &Value::Bytes(length)) => {
+                is_set = message.text(length)? != NOT_SET;
+                Ok(true)
+            }
             _ => Ok(false),
         })?;
-        Ok((name, numbers))
+        Ok(is_set.then_some((name, numbers)))
     }
 
     /// `ValueInfoProto`: its dimensions.
@@ -306,6 +324,11 @@ mod tests {
         std::fs::write(&alone, outside).unwrap();
         let error = OnnxFile::read(&alone).unwrap_err().to_string();
         assert!(error.contains("outside its folder, '../../etc/passw'"), "{error}");
+        std::fs::write(&alone, &bytes).unwrap();
+        std::os::unix::fs::symlink(graph.with_file_name("model.onnx_data"), folder.path().join("model.onnx_data"))
+            .unwrap();
+        let error = OnnxFile::read(&alone).unwrap_err().to_string();
+        assert!(error.contains("'model.onnx_data' is a link that leads out of its folder"), "{error}");
     }
 
     #[test]

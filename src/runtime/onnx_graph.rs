@@ -259,7 +259,7 @@ impl Node {
         let mut attributes = HashMap::new();
         fields_of(&self.bytes, |message, number, value| match (number, value) {
             (proto::node::ATTRIBUTE, Value::Bytes(length)) => {
-                attributes.extend([message.nested(length, |attribute| attribute.attribute())?]);
+                attributes.extend(message.nested(length, |attribute| attribute.attribute())?);
                 Ok(true)
             }
             _ => Ok(false),

@@ -65,6 +65,7 @@ pub(super) mod attribute {
     pub(in crate::runtime) const NAME: u64 = 1;
     pub(in crate::runtime) const FLOAT: u64 = 2;
     pub(in crate::runtime) const INTEGER: u64 = 3;
+    pub(in crate::runtime) const TEXT: u64 = 4;
     pub(in crate::runtime) const TENSOR: u64 = 5;
     pub(in crate::runtime) const INTEGERS: u64 = 8;
     pub(in crate::runtime) const TYPE: u64 = 20;

@@ -17,7 +17,7 @@ pub(super) enum Size {
 }
 
 /// Operators whose output has the shape of their first input.
-const PER_VALUE: [&str; 22] = [
+const PER_VALUE: [&str; 24] = [
     "BatchNormalization",
     "Cast",
     "Clip",
@@ -28,9 +28,11 @@ const PER_VALUE: [&str; 22] = [
     "HardSigmoid",
     "HardSwish",
     "Identity",
+    "IsNaN",
     "LayerNormalization",
     "LeakyRelu",
     "Neg",
+    "Not",
     "QuantizeLinear",
     "Reciprocal",
     "Relu",
@@ -145,7 +147,12 @@ impl<'g> Shapes<'g> {
     fn integers_from(&self, node: &Node, attributes: &Attributes) -> Option<Vec<Size>> {
         let input = |index: usize| self.integers(node.inputs.get(index)?);
         Some(match node.operator.as_str() {
-            "Shape" if attributes.0.is_empty() => self.of(node.inputs.first()?)?.to_vec(),
+            "Shape" => {
+                let from = self.of(node.inputs.first()?)?;
+                let [start, end] = [("start", 0), ("end", i64::MAX)]
+                    .map(|(name, default)| bound(attributes.integer(name, default), from.len()));
+                from.get(start..end)?.to_vec()
+            }
             "Identity" | "Cast" => input(0)?.to_vec(),
             // What has more axes is no vector.
             "Unsqueeze" if self.of(node.inputs.first()?)?.is_empty() => input(0)?.to_vec(),
@@ -203,9 +210,10 @@ impl<'g> Shapes<'g> {
                 let order = attributes.0.get("perm").cloned().unwrap_or_else(reversed);
                 order.iter().map(|&axis| from.get(axis as usize).copied()).collect::<Option<_>>()?
             }
-            "Reshape" if attributes.integer("allowzero", 0) == 0 => {
+            "Reshape" => {
                 let to = self.integers(node.inputs.get(1)?)?.to_vec();
-                self.reshaped(&first?, &to)?
+                let keeps_sizes = attributes.integer("allowzero", 0) == 0 || !to.contains(&Size::Number(0));
+                keeps_sizes.then(|| self.reshaped(&first?, &to)).flatten()?
             }
             "MatMul" => {
                 let (one, other) = (first?, shape(self, 1)?);
@@ -369,7 +377,7 @@ fn bound(index: i64, length: usize) -> usize {
 mod tests {
     use super::super::onnx_graph::Model;
     use super::super::onnx_parts::{node, sizes, with_integers};
-    use super::super::test_graphs::{differing_floats, fixture, value, write_model};
+    use super::super::test_graphs::{differing_floats, fixture, value, with_text, write_model};
     use super::*;
 
     #[test]
@@ -398,12 +406,18 @@ mod tests {
             node("Add", &["scaled", "one"], &["shifted"], None),
             node("Clip", &["shifted", "one", "one"], &["bounded"], None),
             window("MaxPool", &["bounded"], "beyond", &[("kernel_shape", &[2, 2]), ("ceil_mode", &[1])]),
-            window("Conv", &["bounded", "3x3"], "automatic", &[("kernel_shape", &[3, 3]), ("auto_pad", &[])]),
+            with_text(window("Conv", &["dilated", "1x1"], "plain", &[("kernel_shape", &[1, 1])]), "auto_pad", "NOTSET"),
+            with_text(
+                window("Conv", &["dilated", "1x1"], "automatic", &[("kernel_shape", &[1, 1])]),
+                "auto_pad",
+                "VALID",
+            ),
             node("Add", &["bounded", "pooled"], &["unfit"], None),
             node("Unheard", &["bounded"], &["unknown"], None),
             node("Add", &["bounded", "unknown"], &["unknown, too"], None),
         ];
-        let tensors = [("7x7", vec![8, 3, 7, 7]), ("3x3", vec![4, 8, 3, 3]), ("one", vec![])];
+        let tensors =
+            [("7x7", vec![8, 3, 7, 7]), ("3x3", vec![4, 8, 3, 3]), ("1x1", vec![5, 4, 1, 1]), ("one", vec![])];
         let tensors = tensors.map(|(name, shape)| differing_floats(name, &shape));
         let folder = tempfile::tempdir().unwrap();
         let (x, out) = (value("x", &[2, 3, 32, 48]), value("bounded", &[2, 4, 4, 8]));
@@ -414,6 +428,7 @@ mod tests {
         assert_eq!((map("stem"), map("pooled")), ([2, 8, 16, 24], [2, 8, 8, 12]));
         assert_eq!((map("dilated"), map("squeezed")), ([2, 4, 4, 8], [2, 4, 1, 1]));
         assert_eq!((map("scaled"), map("bounded")), ([2, 4, 4, 8], [2, 4, 4, 8]));
+        assert_eq!(map("plain"), [2, 5, 4, 8]);
         let unknown = ["beyond", "automatic", "unfit", "unknown", "unknown, too"].map(|value| shapes.of(value));
         assert_eq!(unknown, [None; 5]);
     }
@@ -449,6 +464,9 @@ mod tests {
             node("Concat", &["placed", "x"], &["twice"], Some(("axis", 1))),
             node("Gather", &["placed", "copy"], &["first"], Some(("axis", 1))),
             node("Softmax", &["all"], &["out"], None),
+            with_integers(with_integers(node("Shape", &["heads"], &["of rows"], None), "start", &[1]), "end", &[3]),
+            with_integers(node("Reshape", &["heads", "to all"], &["exact"], None), "allowzero", &[1]),
+            with_integers(node("Reshape", &["heads", "copy"], &["nothing"], None), "allowzero", &[1]),
         ];
         let x = super::super::onnx_parts::value_info(
             "x",
@@ -469,6 +487,8 @@ mod tests {
         assert_eq!(shapes.integers("to heads").unwrap(), [batch, number(5), number(2), number(4)]);
         assert_eq!(shape("turned"), [batch, number(2), number(5), number(4)]);
         assert_eq!(shape("rows"), [batch, number(10), number(4)], "the batch is the same on both sides");
+        assert_eq!(shapes.integers("of rows").unwrap(), [5, 2].map(number));
+        assert_eq!((shape("exact").len(), shapes.of("nothing")), (3, None), "0 may be a size");
         assert_eq!(shape("first"), [batch, number(1), number(6)]);
         let [rows, ..] = shape("all")[..] else { panic!("it has axes") };
         assert!(rows.number().is_none() && rows != batch && rows != length, "the batch times five");

@@ -28,6 +28,16 @@ pub(super) fn value(name: &str, sizes: &[u64]) -> Vec<u8> {
     value_info(name, proto::tensor::FLOAT, &dimensions)
 }
 
+/// The `NodeProto` with one more attribute.
+pub(super) fn with_text(mut node: Vec<u8>, name: &str, text: &str) -> Vec<u8> {
+    let mut attribute = Vec::new();
+    put_bytes(&mut attribute, proto::attribute::NAME, name.as_bytes());
+    put_bytes(&mut attribute, proto::attribute::TEXT, text.as_bytes());
+    put_number(&mut attribute, proto::attribute::TYPE, 3);
+    put_bytes(&mut node, proto::node::ATTRIBUTE, &attribute);
+    node
+}
+
 /// Writes a model into `folder`, and reads it without its weights. `inputs` and `outputs` are [`value`]s.
 pub(super) fn write_model(
     folder: &Path,

@@ -34,15 +34,20 @@ impl Slim {
     }
 }
 
-/// The graph at `path` without its large weights; `None` if they are not in its file, or if the file's name is no text.
+/// The graph at `path` without its large weights, which are in its own file or in one beside it; `None` if they are in several, or if the
+/// file's name is no text.
 ///
 /// # Errors
 /// [`RuntimeError::Graph`]: the file cannot be read.
 pub(super) fn with_weights_in_file(path: &Path) -> Result<Option<Slim>, RuntimeError> {
-    if !OnnxFile::read(path)?.external_data.is_empty() {
-        return Ok(None);
-    }
+    let external = OnnxFile::read(path)?.external_data;
     let slim = || {
+        if let Some(name) = external.first() {
+            let is_alone = external.len() == 1 && name.components().count() == 1;
+            let slim =
+                || Ok(Slim { bytes: std::fs::read(path)?, file: std::path::absolute(path)?.with_file_name(name) });
+            return is_alone.then(slim).transpose();
+        }
         // A link may lead out of the folder, which ONNX Runtime does not allow weights to do.
         let path = path.canonicalize()?;
         let name = path.file_name().and_then(|name| name.to_str());
@@ -185,7 +190,33 @@ mod tests {
     }
 
     #[test]
-    fn a_graph_whose_weights_are_elsewhere_is_left_alone() {
-        assert!(with_weights_in_file(&graph("tiny-external")).unwrap().is_none());
+    fn weights_in_a_file_beside_the_graph_stay_there() {
+        let path = graph("tiny-external");
+        let slim = with_weights_in_file(&path).unwrap().unwrap();
+        assert_eq!(slim.file, path.with_file_name("model.onnx_data"));
+        assert_eq!(slim.bytes, std::fs::read(path).unwrap());
+    }
+
+    #[test]
+    fn a_graph_whose_weights_are_in_several_files_or_in_a_folder_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.onnx");
+        std::fs::create_dir(folder.path().join("in")).unwrap();
+        let is_slim = |files: &[&str]| {
+            let mut graph = Vec::new();
+            for file in files {
+                std::fs::write(folder.path().join(file), [0; 4]).unwrap();
+                let mut tensor = Vec::new();
+                Place { file: (*file).to_owned(), offset: 0, length: 4 }.put(&mut tensor);
+                put_bytes(&mut graph, proto::graph::INITIALIZER, &tensor);
+            }
+            let mut model = Vec::new();
+            put_bytes(&mut model, proto::model::GRAPH, &graph);
+            std::fs::write(&path, &model).unwrap();
+            with_weights_in_file(&path).unwrap().is_some()
+        };
+        assert!(is_slim(&["weights", "weights"]));
+        assert!(!is_slim(&["weights", "others"]));
+        assert!(!is_slim(&["in/weights"]));
     }
 }

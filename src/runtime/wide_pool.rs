@@ -65,7 +65,8 @@ fn pool_globally(node: &mut [u8]) -> Option<()> {
 mod tests {
     use std::path::PathBuf;
 
-    use super::super::test_graphs::fixture;
+    use super::super::onnx_parts::{node, with_integer, with_integers};
+    use super::super::test_graphs::{fixture, value, with_text, write_model};
     use super::*;
 
     fn graph(model: &str) -> PathBuf {
@@ -84,6 +85,19 @@ mod tests {
         assert_eq!((read_before.unpadded_pools.len(), read_after.unpadded_pools.len()), (1, 0));
         assert_eq!(read_before.parameters, read_after.parameters, "the rest can still be read");
         assert!(after.windows(OPERATOR.len()).any(|window| window == OPERATOR));
+    }
+
+    #[test]
+    fn padding_that_is_said_not_to_be_set_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let is_rewritten = |padding: &str| {
+            let pool = with_text(node("AveragePool", &["x"], &["out"], None), "auto_pad", padding);
+            let pool = with_integers(with_integer(pool, "ceil_mode", 1), "kernel_shape", &[1280; 2]);
+            write_model(folder.path(), &[pool], &[], &[value("x", &[1, 3, 7, 7])], &[value("out", &[1, 3, 1, 1])], 20);
+            without_wide_pools(&folder.path().join("model.onnx"), None, 1280).unwrap().is_some()
+        };
+        assert!(is_rewritten("NOTSET"));
+        assert!(!is_rewritten("SAME_UPPER"));
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! Integers that shapes are computed with, as vectors of one where the OpenVINO provider would refuse them as scalars. It refuses some
-//! operators on scalars, and what it refuses cuts the graph into parts: Swin, which computes by how much to fill its feature maps up to whole
-//! windows, in some fifty, which ONNX Runtime then cannot put together ("Output names mismatch").
+//! What ONNX Runtime's OpenVINO provider refuses, though OpenVINO knows it, told otherwise. What it refuses cuts the graph into parts, which
+//! are slow, or cannot be put together ("Output names mismatch").
+//!
+//! - Some operators on scalars: Swin computes so by how much to fill its feature maps up to whole windows. They are given vectors of one.
+//! - `IsNaN`, by which exports of `torch.export` guard each attention: what is none differs from itself.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,6 +13,9 @@ use super::onnx_parts::{node, sizes};
 use super::protobuf::put_bytes;
 use super::weights_in_file::Slim;
 use super::{RuntimeError, onnx_proto as proto};
+
+/// Refused of any shape.
+const IS_NAN: &str = "IsNaN";
 
 /// Operators that are refused on scalars and stretch their inputs to one shape; found by trying them with OpenVINO in ONNX Runtime 1.24.
 const REFUSED: [&str; 5] = ["Mod", "GreaterOrEqual", "LessOrEqual", "Or", "Xor"];
@@ -24,28 +29,32 @@ const STRETCHING: [&str; 15] = [
 /// The first version of ONNX whose `Unsqueeze` and `Squeeze` are told the axes by an input, as here.
 const AXES_BY_INPUT: u64 = 13;
 
-/// The graph, which is that of the file `path`, without scalars that are refused.
+/// The graph, which is that of the file `path`, without what is refused.
 ///
 /// # Errors
 /// [`RuntimeError::Graph`]: it is no whole ONNX model.
-pub(super) fn scalars_as_vectors(slim: Slim, path: &Path) -> Result<Slim, RuntimeError> {
-    slim.rewritten(path, without_scalars)
+pub(super) fn without_refused(slim: Slim, path: &Path) -> Result<Slim, RuntimeError> {
+    slim.rewritten(path, told_otherwise)
 }
 
-fn without_scalars(model: &[u8]) -> io::Result<Option<Vec<u8>>> {
+fn told_otherwise(model: &[u8]) -> io::Result<Option<Vec<u8>>> {
     let model = Model::read(model)?;
     let graph = &model.graph;
     let ranks = graph.ranks()?;
     let is_scalar = |value: &String| ranks.get(value.as_str()) == Some(&0);
-    let is_refused = |node: &Node| REFUSED.contains(&node.operator.as_str()) && node.inputs.iter().any(is_scalar);
-    let count = graph.nodes.iter().filter(|node| is_refused(node)).count();
+    let has_refused_scalars =
+        |node: &Node| REFUSED.contains(&node.operator.as_str()) && node.inputs.iter().any(is_scalar);
+    let is_refused = |node: &&Node| node.operator == IS_NAN || has_refused_scalars(node);
+    let count = graph.nodes.iter().filter(is_refused).count();
     if model.opset < AXES_BY_INPUT || count == 0 {
         return Ok(None);
     }
-    tracing::debug!(nodes = count, "scalars are vectors of one where OpenVINO refuses them");
+    tracing::debug!(nodes = count, "nodes that the OpenVINO provider refuses are told otherwise");
     let mut bytes = graph.without_nodes();
     for node in &graph.nodes {
-        if is_refused(node) {
+        if node.operator == IS_NAN {
+            put_is_nan(node, &mut bytes);
+        } else if has_refused_scalars(node) {
             put_with_vectors(node, is_scalar, &mut bytes)?;
         } else {
             put_bytes(&mut bytes, proto::graph::NODE, &node.bytes);
@@ -54,7 +63,15 @@ fn without_scalars(model: &[u8]) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(model.with_graph(&bytes)))
 }
 
-/// Appends `node`, which may have scalars, to a `GraphProto`.
+/// Appends what is as the node `is_nan` to a `GraphProto`.
+fn put_is_nan(is_nan: &Node, graph: &mut Vec<u8>) {
+    let (of, output) = (is_nan.inputs[0].as_str(), &is_nan.outputs[0]);
+    let is_number = format!("{output}/is number");
+    put_bytes(graph, proto::graph::NODE, &node("Equal", &[of, of], &[&is_number], None));
+    put_bytes(graph, proto::graph::NODE, &node("Not", &[&is_number], &[output], None));
+}
+
+/// Appends the node `of_scalars` with vectors in their place to a `GraphProto`.
 fn put_with_vectors(of_scalars: &Node, is_scalar: impl Fn(&String) -> bool, graph: &mut Vec<u8>) -> io::Result<()> {
     let output = &of_scalars.outputs[0];
     let (axes, vector) = (format!("{output}/axes"), format!("{output}/vector"));
@@ -144,7 +161,7 @@ mod tests {
     #[test]
     fn shapes_are_computed_with_vectors_as_with_scalars() {
         let folder = tempfile::tempdir().unwrap();
-        let bytes = without_scalars(&model(folder.path(), &filled_up(), 17).bytes).unwrap().unwrap();
+        let bytes = told_otherwise(&model(folder.path(), &filled_up(), 17).bytes).unwrap().unwrap();
         let graph = same_answers(folder.path(), &bytes, ("x", differing_values(&[2, 7])), "out");
         assert_eq!((count(&graph, "Unsqueeze"), count(&graph, "Squeeze")), (5, 2));
     }
@@ -153,10 +170,24 @@ mod tests {
     fn what_is_not_refused_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let is_rewritten =
-            |nodes: &[Vec<u8>], opset| without_scalars(&model(folder.path(), nodes, opset).bytes).unwrap().is_some();
+            |nodes: &[Vec<u8>], opset| told_otherwise(&model(folder.path(), nodes, opset).bytes).unwrap().is_some();
         assert!(is_rewritten(&filled_up(), 17));
         assert!(!is_rewritten(&filled_up(), 12), "Unsqueeze has its axes as an attribute");
         let vectors = [node("Shape", &["x"], &["shape"], None), node("Mod", &["shape", "shape"], &["rest"], None)];
         assert!(!is_rewritten(&vectors, 17));
+    }
+
+    #[test]
+    fn what_is_no_number_is_found_by_comparing_it_with_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let nodes = [
+            node("Sqrt", &["x"], &["root"], None),
+            node("IsNaN", &["root"], &["is none"], None),
+            node("Where", &["is none", "x", "root"], &["known"], None),
+            node("Concat", &["known", "known"], &["out"], Some(("axis", 1))),
+        ];
+        let bytes = told_otherwise(&model(folder.path(), &nodes, 17).bytes).unwrap().unwrap();
+        let graph = same_answers(folder.path(), &bytes, ("x", differing_values(&[2, 7])), "out");
+        assert_eq!(["IsNaN", "Equal", "Not"].map(|operator| count(&graph, operator)), [0, 1, 1]);
     }
 }

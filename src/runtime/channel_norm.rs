@@ -1,13 +1,13 @@
 //! Layer normalisation over the channels of pictures, as ConvNeXt has it before its feed-forward layers. OpenVINO moves the
 //! transposition that brings the channels to the end behind it, and then no longer knows it for one: it computes means, differences,
-//! powers and quotients one after the other, a fifth to a third of ConvNeXt's time. Where the pixels are a list meanwhile, the
-//! transposition stays, and normalising is one kernel.
+//! powers and quotients one after the other, a fifth to a third of ConvNeXt's time. Where `[batch, height, width, channels]` are
+//! `[batch, pixels, channels]` meanwhile, a list, the transposition stays, and normalising is one kernel.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use super::onnx_graph::{Graph, Model, Node};
+use super::onnx_graph::{Graph, Model, Node, Tensor};
 use super::onnx_parts::{node, sizes};
 use super::protobuf::put_bytes;
 use super::weights_in_file::Slim;
@@ -23,7 +23,8 @@ const LAST_AXIS: u64 = -1_i64 as u64;
 const AS_BEFORE: u64 = 0;
 const THE_REST: u64 = -1_i64 as u64;
 
-/// What normalising is made of where it is not one node, besides means.
+/// What normalising is made of where it is not one node.
+const MEAN: &str = "ReduceMean";
 const ELEMENTWISE: [&str; 6] = ["Add", "Sub", "Mul", "Div", "Pow", "Sqrt"];
 
 /// The graph, which is that of the file `path`, with pictures whose channels are normalised as lists of pixels meanwhile.
@@ -73,35 +74,56 @@ impl Graph {
         let transposed = &self.nodes[transposes];
         let is_channels_last = transposed.operator == "Transpose"
             && transposed.integers()?.get("perm").is_some_and(|axes| *axes == TO_CHANNELS_LAST);
-        if !is_channels_last {
-            return Ok(None);
-        }
-        let input = transposed.outputs[0].as_str();
-        let (mut nodes, mut values) = (BTreeSet::new(), BTreeSet::from([input]));
-        let (mut normalizes, mut channels) = (false, None);
+        let Some(input) = transposed.outputs.first().filter(|_| is_channels_last) else { return Ok(None) };
+        let input = input.as_str();
+        let (mut nodes, mut normalizes, mut widths) = (BTreeSet::new(), false, BTreeSet::new());
+        // All that is of the picture, and what of it has a value for each channel.
+        let (mut values, mut whole) = (BTreeSet::from([input]), BTreeSet::from([input]));
         for (index, node) in self.nodes.iter().enumerate().skip(transposes + 1) {
-            let of_picture = |value: &&String| values.contains(value.as_str());
-            if !node.inputs.iter().any(|value| of_picture(&value)) {
+            let is_of = |values: &BTreeSet<&str>, value: &String| values.contains(value.as_str());
+            if !node.inputs.iter().any(|value| is_of(&values, value)) {
                 continue;
             }
             let is_norm = node.normalizes_last_axis()?;
-            let others: Vec<_> = node.inputs.iter().filter(|value| !of_picture(value) && !value.is_empty()).collect();
-            let vectors = others.iter().filter_map(|value| self.vector(value));
-            let is_known = |value: &&String| self.is_scalar(value) || self.vector(value).is_some();
-            if (is_norm || ELEMENTWISE.contains(&node.operator.as_str())) && others.iter().all(is_known) {
-                channels = channels.or_else(|| vectors.map(|tensor| tensor.values()).find(|&width| width > 1));
-                normalizes |= is_norm;
-                nodes.insert(index);
-                values.extend(node.outputs.iter().map(String::as_str));
+            let others = || node.inputs.iter().filter(|value| !is_of(&values, value) && !value.is_empty());
+            let of_others: Option<Vec<_>> =
+                others().map(|value| self.vector_or_scalar(value)).collect::<io::Result<_>>()?;
+            let Some(of_others) = of_others.filter(|_| is_norm || ELEMENTWISE.contains(&node.operator.as_str())) else {
+                continue;
+            };
+            let made = node.outputs.iter().map(String::as_str);
+            if node.inputs.iter().any(|value| is_of(&whole, value)) {
+                widths.extend(of_others.into_iter().filter(|&width| width > 1));
+                whole.extend(made.clone().filter(|_| node.operator != MEAN));
+            } else if of_others.into_iter().any(|width| width > 1) {
+                // What is made of means and vectors has channels that the picture need not have.
+                continue;
             }
+            normalizes |= is_norm;
+            nodes.insert(index);
+            values.extend(made);
         }
         let is_read_outside = |value: &&String| {
             self.outputs.contains(*value) || self.readers(value).iter().any(|reader| !nodes.contains(reader))
         };
         let mut read_outside = nodes.iter().flat_map(|&node| &self.nodes[node].outputs).filter(is_read_outside);
         let only = read_outside.next().filter(|_| read_outside.next().is_none());
-        let norm = only.zip(channels).filter(|_| normalizes);
-        Ok(norm.map(|(output, channels)| Norm { nodes, input, output, channels }))
+        let norm = only.filter(|only| normalizes && whole.contains(only.as_str()) && widths.len() == 1);
+        Ok(norm.zip(widths.pop_first()).map(|(output, channels)| Norm { nodes, input, output, channels }))
+    }
+
+    /// How many values `value` always has, if it is a vector or a scalar.
+    fn vector_or_scalar(&self, value: &str) -> io::Result<Option<u64>> {
+        let width = |tensor: &Tensor| (tensor.shape.len() < 2).then(|| tensor.values());
+        if let Some(tensor) = self.vector(value).or_else(|| self.initializer(value)) {
+            return Ok(width(tensor));
+        }
+        let constant = self.nodes.iter().find(|node| node.is_scalar && node.outputs.iter().any(|made| made == value));
+        // One that is not told as a tensor is a float.
+        Ok(constant
+            .map(|node| node.constant().map(|tensor| tensor.as_ref().map_or(Some(1), width)))
+            .transpose()?
+            .flatten())
     }
 }
 
@@ -113,7 +135,7 @@ impl Node {
                 let axis = self.integers()?.remove("axis");
                 self.outputs.len() == 1 && axis.is_none_or(|axis| axis == [LAST_AXIS])
             }
-            "ReduceMean" => {
+            MEAN => {
                 let mut integers = self.integers()?;
                 let keeps = integers.remove("keepdims").is_none_or(|keeps| keeps == [1]);
                 keeps && integers.remove("axes").is_some_and(|axes| axes == [LAST_AXIS])
@@ -197,7 +219,8 @@ mod tests {
     }
 
     fn model(folder: &Path, nodes: &[Vec<u8>], outputs: &[(&str, &[u64])]) -> Slim {
-        let tensors: [(&str, &[u64]); 5] = [
+        let tensors: [(&str, &[u64]); 6] = [
+            ("by four", &[4]),
             ("factor", &[CHANNELS]),
             ("bias", &[CHANNELS]),
             ("two", &[]),
@@ -247,7 +270,13 @@ mod tests {
         assert!(!is_rewritten(&with(2, over_columns), &[OUT]), "means of rows");
         let shape: &[u64] = &[2, SIDE, SIDE, CHANNELS];
         assert!(!is_rewritten(&block(parts()), &[OUT, ("apart", shape)]), "what is in between is read");
-        let scaled = vec![node("Mul", &["last", "factor"], &["normal"], None)];
+        let mean = || with_integers(node("ReduceMean", &["scaled"], &["mean"], None), "axes", &[LAST_AXIS]);
+        let scaled_by = |of: &str, by: &str, out: &str| node("Mul", &[of, by], &[out], None);
+        let means = vec![scaled_by("last", "factor", "scaled"), mean(), scaled_by("mean", "two", "normal")];
+        assert!(!is_rewritten(&block(means), &[OUT]), "a mean for each pixel is read");
+        let other_width = vec![scaled_by("last", "factor", "scaled"), mean(), scaled_by("mean", "by four", "normal")];
+        assert!(!is_rewritten(&block(other_width), &[OUT]), "what is made of a mean is as wide as the vector");
+        let scaled = vec![scaled_by("last", "factor", "normal")];
         assert!(!is_rewritten(&block(scaled), &[OUT]), "nothing is normalised");
         let nesting = [block(one_node()), vec![node("Loop", &["", "condition", "x"], &["again"], None)]].concat();
         assert!(!is_rewritten(&nesting, &[OUT]), "the graph in the loop may read anything");

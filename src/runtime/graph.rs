@@ -234,7 +234,7 @@ fn substitutes(path: &Path, options: &SessionOptions) -> Result<(Vec<Slim>, Vec<
         slim => slim,
     };
     let slim = slim.map(|slim| at_class_token(slim, path, &options.dimensions)).transpose()?;
-    // f32 is the reference, so all its sums are made as the graph says.
+    // f32 is the reference, so its sums are not made in other parts.
     let slim = match slim {
         Some(slim) if options.precision == Precision::Bf16 => {
             Some(side_by_side(in_blocks(slim, path)?, path, &options.dimensions)?)

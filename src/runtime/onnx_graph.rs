@@ -173,7 +173,10 @@ impl Graph {
 
     pub(super) fn is_scalar(&self, value: &str) -> bool {
         self.initializer(value).is_some_and(|tensor| tensor.values() == 1)
-            || self.nodes.iter().any(|node| node.is_scalar && node.outputs[0] == value)
+            || self
+                .nodes
+                .iter()
+                .any(|node| node.is_scalar && node.outputs.first().is_some_and(|output| output == value))
     }
 
     /// The vector that `value` always is: an initializer, or another name of one.

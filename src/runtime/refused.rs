@@ -1,15 +1,15 @@
-//! What ONNX Runtime's OpenVINO provider refuses, though OpenVINO knows it, told otherwise. What it refuses cuts the graph into parts, which
-//! are slow, or cannot be put together ("Output names mismatch").
+//! Nodes that ONNX Runtime's OpenVINO provider refuses, though OpenVINO knows them, expressed by others. What it refuses cuts the graph
+//! into parts, which are slow, or cannot be put together ("Output names mismatch").
 //!
 //! - Some operators on scalars: Swin computes so by how much to fill its feature maps up to whole windows. They are given vectors of one.
-//! - `IsNaN`, by which exports of `torch.export` guard each attention: what is none differs from itself.
+//! - `IsNaN`, by which PyTorch's present exporter guards each attention: only NaN differs from itself.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::Path;
 
 use super::onnx_graph::{Graph, Model, Node};
-use super::onnx_parts::{node, sizes};
+use super::onnx_parts::{node, sizes, with_integers};
 use super::protobuf::put_bytes;
 use super::weights_in_file::Slim;
 use super::{RuntimeError, onnx_proto as proto};
@@ -21,41 +21,51 @@ const IS_NAN: &str = "IsNaN";
 const REFUSED: [&str; 5] = ["Mod", "GreaterOrEqual", "LessOrEqual", "Or", "Xor"];
 
 /// Others whose output has as many axes as the input that has most.
-const STRETCHING: [&str; 15] = [
-    "Abs", "Add", "And", "Cast", "Div", "Equal", "Greater", "Identity", "Less", "Max", "Min", "Mul", "Neg", "Sub",
-    "Where",
+const STRETCHING: [&str; 18] = [
+    "Abs", "Add", "And", "Cast", "Ceil", "Div", "Equal", "Floor", "Greater", "Identity", "Less", "Max", "Min", "Mul",
+    "Neg", "Not", "Sub", "Where",
 ];
 
-/// The first version of ONNX whose `Unsqueeze` and `Squeeze` are told the axes by an input, as here.
+/// The first version of ONNX whose `Unsqueeze` and `Squeeze` are told the axes by an input.
 const AXES_BY_INPUT: u64 = 13;
+/// The first version of ONNX that compares floats.
+const COMPARES_FLOATS: u64 = 11;
 
 /// The graph, which is that of the file `path`, without what is refused.
 ///
 /// # Errors
 /// [`RuntimeError::Graph`]: it is no whole ONNX model.
 pub(super) fn without_refused(slim: Slim, path: &Path) -> Result<Slim, RuntimeError> {
-    slim.rewritten(path, told_otherwise)
+    slim.rewritten(path, expressed_by_others)
 }
 
-fn told_otherwise(model: &[u8]) -> io::Result<Option<Vec<u8>>> {
+fn expressed_by_others(model: &[u8]) -> io::Result<Option<Vec<u8>>> {
     let model = Model::read(model)?;
     let graph = &model.graph;
     let ranks = graph.ranks()?;
-    let is_scalar = |value: &String| ranks.get(value.as_str()) == Some(&0);
-    let has_refused_scalars =
-        |node: &Node| REFUSED.contains(&node.operator.as_str()) && node.inputs.iter().any(is_scalar);
-    let is_refused = |node: &&Node| node.operator == IS_NAN || has_refused_scalars(node);
-    let count = graph.nodes.iter().filter(is_refused).count();
-    if model.opset < AXES_BY_INPUT || count == 0 {
+    let has_refused_scalars = |node: &Node| {
+        let of_inputs: Vec<_> = node.inputs.iter().map(|input| ranks.get(input.as_str()).copied()).collect();
+        // What may be a scalar or not makes something of which that is not known either, but for a vector beside it.
+        let is_clear = of_inputs.iter().all(|rank| *rank == Some(0)) || of_inputs.iter().any(|rank| *rank > Some(0));
+        REFUSED.contains(&node.operator.as_str()) && of_inputs.contains(&Some(0)) && is_clear && node.outputs.len() == 1
+    };
+    let is_nan = |node: &Node| {
+        node.operator == IS_NAN
+            && model.opset >= COMPARES_FLOATS
+            && matches!((&node.inputs[..], &node.outputs[..]), ([_], [_]))
+    };
+    let count = graph.nodes.iter().filter(|node| is_nan(node) || has_refused_scalars(node)).count();
+    if count == 0 {
         return Ok(None);
     }
-    tracing::debug!(nodes = count, "nodes that the OpenVINO provider refuses are told otherwise");
+    tracing::debug!(nodes = count, "nodes that the OpenVINO provider refuses are expressed by others");
     let mut bytes = graph.without_nodes();
     for node in &graph.nodes {
-        if node.operator == IS_NAN {
+        if is_nan(node) {
             put_is_nan(node, &mut bytes);
         } else if has_refused_scalars(node) {
-            put_with_vectors(node, is_scalar, &mut bytes)?;
+            let is_scalar = |value: &str| ranks.get(value) == Some(&0);
+            put_with_vectors(node, is_scalar, model.opset, &mut bytes)?;
         } else {
             put_bytes(&mut bytes, proto::graph::NODE, &node.bytes);
         }
@@ -72,26 +82,35 @@ fn put_is_nan(is_nan: &Node, graph: &mut Vec<u8>) {
 }
 
 /// Appends the node `of_scalars` with vectors in their place to a `GraphProto`.
-fn put_with_vectors(of_scalars: &Node, is_scalar: impl Fn(&String) -> bool, graph: &mut Vec<u8>) -> io::Result<()> {
+fn put_with_vectors(
+    of_scalars: &Node,
+    is_scalar: impl Fn(&str) -> bool,
+    opset: u64,
+    graph: &mut Vec<u8>,
+) -> io::Result<()> {
     let output = &of_scalars.outputs[0];
     let (axes, vector) = (format!("{output}/axes"), format!("{output}/vector"));
-    put_bytes(graph, proto::graph::INITIALIZER, &sizes(&axes, &[0]));
-    let mut vectors = HashMap::new();
-    for value in of_scalars.inputs.iter().filter(|value| is_scalar(value)) {
-        let vector = format!("{output}/vector of {value}");
-        if vectors.insert(value.as_str(), vector.clone()).is_none() {
-            put_bytes(graph, proto::graph::NODE, &node("Unsqueeze", &[value, &axes], &[&vector], None));
-        }
+    let vector_of = |value: &str| format!("{output}/vector of {value}");
+    if opset >= AXES_BY_INPUT {
+        put_bytes(graph, proto::graph::INITIALIZER, &sizes(&axes, &[0]));
     }
-    let all_scalars = of_scalars.inputs.iter().all(&is_scalar);
-    let name = |value: &str| match vectors.get(value) {
-        Some(vector) => vector.clone(),
-        None if value == output && all_scalars => vector.clone(),
-        None => value.to_owned(),
+    let along_first_axis = |operator, value: &str, made: &str| match opset {
+        AXES_BY_INPUT.. => node(operator, &[value, &axes], &[made], None),
+        _ => with_integers(node(operator, &[value], &[made], None), "axes", &[0]),
+    };
+    let inputs = || of_scalars.inputs.iter().map(String::as_str);
+    for value in inputs().filter(|value| is_scalar(value)).collect::<BTreeSet<_>>() {
+        put_bytes(graph, proto::graph::NODE, &along_first_axis("Unsqueeze", value, &vector_of(value)));
+    }
+    let all_scalars = inputs().all(&is_scalar);
+    let name = |value: &str| match value {
+        value if value == output && all_scalars => vector.clone(),
+        value if value != output && is_scalar(value) => vector_of(value),
+        value => value.to_owned(),
     };
     put_bytes(graph, proto::graph::NODE, &of_scalars.renamed("of vectors", name)?);
     if all_scalars {
-        put_bytes(graph, proto::graph::NODE, &node("Squeeze", &[&vector, &axes], &[output], None));
+        put_bytes(graph, proto::graph::NODE, &along_first_axis("Squeeze", &vector, output));
     }
     Ok(())
 }
@@ -106,7 +125,16 @@ impl Graph {
             let of = |input: &String| ranks.get(input.as_str()).copied();
             let rank = match node.operator.as_str() {
                 "Constant" => node.constant()?.map(|tensor| tensor.shape.len()),
+                "Size" => Some(0),
                 "Shape" | "Range" => Some(1),
+                "Unsqueeze" | "Squeeze" => {
+                    let told = node.integers()?.remove("axes").map(|axes| axes.len() as u64);
+                    let axes = told.or_else(|| Some(self.initializer(node.inputs.get(1)?)?.values()));
+                    node.inputs.first().and_then(of).zip(axes).and_then(|(rank, axes)| match node.operator.as_str() {
+                        "Squeeze" => rank.checked_sub(axes as usize),
+                        _ => rank.checked_add(axes as usize),
+                    })
+                }
                 "Gather" => match node.inputs.iter().map(of).collect::<Option<Vec<_>>>().as_deref() {
                     Some(&[from, which]) => (from + which).checked_sub(1),
                     _ => None,
@@ -124,8 +152,11 @@ impl Graph {
 
 #[cfg(test)]
 mod tests {
+    use ndarray::CowArray;
+
     use super::super::onnx_parts::with_integer;
     use super::super::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
+    use super::super::{ExecutionProvider, Graph as OpenGraph, Runtime, SessionOptions, Tensor};
     use super::*;
 
     const SIZES: [u64; 2] = [2, 7];
@@ -161,33 +192,68 @@ mod tests {
     #[test]
     fn shapes_are_computed_with_vectors_as_with_scalars() {
         let folder = tempfile::tempdir().unwrap();
-        let bytes = told_otherwise(&model(folder.path(), &filled_up(), 17).bytes).unwrap().unwrap();
-        let graph = same_answers(folder.path(), &bytes, ("x", differing_values(&[2, 7])), "out");
-        assert_eq!((count(&graph, "Unsqueeze"), count(&graph, "Squeeze")), (5, 2));
+        for opset in [12, 17] {
+            let bytes = expressed_by_others(&model(folder.path(), &filled_up(), opset).bytes).unwrap().unwrap();
+            let graph = same_answers(folder.path(), &bytes, ("x", differing_values(&[2, 7])), "out");
+            assert_eq!((count(&graph, "Unsqueeze"), count(&graph, "Squeeze")), (5, 2));
+        }
     }
 
     #[test]
-    fn what_is_not_refused_is_left_alone() {
+    fn what_is_not_refused_or_may_be_no_scalar_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let is_rewritten =
-            |nodes: &[Vec<u8>], opset| told_otherwise(&model(folder.path(), nodes, opset).bytes).unwrap().is_some();
-        assert!(is_rewritten(&filled_up(), 17));
-        assert!(!is_rewritten(&filled_up(), 12), "Unsqueeze has its axes as an attribute");
-        let vectors = [node("Shape", &["x"], &["shape"], None), node("Mod", &["shape", "shape"], &["rest"], None)];
-        assert!(!is_rewritten(&vectors, 17));
+            |nodes: &[Vec<u8>]| expressed_by_others(&model(folder.path(), nodes, 12).bytes).unwrap().is_some();
+        let shape = || node("Shape", &["x"], &["shape"], None);
+        let reduced = |keepdims| {
+            let product = node("ReduceProd", &["shape"], &["size"], Some(("keepdims", keepdims)));
+            [shape(), product, node("Mod", &["size", "three"], &["rest"], None)]
+        };
+        assert!(is_rewritten(&filled_up()));
+        assert!(!is_rewritten(&[shape(), node("Mod", &["shape", "shape"], &["rest"], None)]), "vectors");
+        assert!(!is_rewritten(&reduced(0)) && !is_rewritten(&reduced(1)), "a scalar or a vector");
+        let squeezed = with_integers(node("Squeeze", &["first"], &["size"], None), "axes", &[0]);
+        let first = with_integers(node("Unsqueeze", &["one"], &["first"], None), "axes", &[0]);
+        assert!(is_rewritten(&[first, squeezed, node("Mod", &["size", "three"], &["rest"], None)]));
     }
 
-    #[test]
-    fn what_is_no_number_is_found_by_comparing_it_with_itself() {
-        let folder = tempfile::tempdir().unwrap();
-        let nodes = [
+    /// What `x` is where that has no root, and the root elsewhere.
+    fn guarded() -> [Vec<u8>; 4] {
+        [
             node("Sqrt", &["x"], &["root"], None),
             node("IsNaN", &["root"], &["is none"], None),
             node("Where", &["is none", "x", "root"], &["known"], None),
             node("Concat", &["known", "known"], &["out"], Some(("axis", 1))),
-        ];
-        let bytes = told_otherwise(&model(folder.path(), &nodes, 17).bytes).unwrap().unwrap();
+        ]
+    }
+
+    #[test]
+    fn nan_is_found_by_comparing_it_with_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = expressed_by_others(&model(folder.path(), &guarded(), 17).bytes).unwrap().unwrap();
         let graph = same_answers(folder.path(), &bytes, ("x", differing_values(&[2, 7])), "out");
         assert_eq!(["IsNaN", "Equal", "Not"].map(|operator| count(&graph, operator)), [0, 1, 1]);
+    }
+
+    #[test]
+    fn openvino_finds_nan_so() {
+        let runtime = Runtime::load(None).unwrap();
+        if !runtime.providers.contains(&ExecutionProvider::OpenVino) {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        model(folder.path(), &guarded(), 17);
+        for &precision in ExecutionProvider::OpenVino.native_precisions() {
+            let options = SessionOptions::reference(8, 2, folder.path().to_owned());
+            let options = SessionOptions { provider: ExecutionProvider::OpenVino, precision, ..options };
+            let graph = OpenGraph::open(&runtime, &folder.path().join("model.onnx"), &options).unwrap();
+            assert_eq!(graph.node_counts().1, 0, "OpenVINO computes all");
+            let x = differing_values(&[2, 7]);
+            let out = graph.run(&[("x", Tensor::F32(CowArray::from(x.view())))], "out").unwrap();
+            for (x, out) in x.iter().zip(out.slice(ndarray::s![.., ..7])) {
+                let wanted = if *x < 0.0 { *x } else { x.sqrt() };
+                assert!((out - wanted).abs() < 1e-2, "{precision:?}: {x} {out}");
+            }
+        }
     }
 }

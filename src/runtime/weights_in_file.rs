@@ -34,47 +34,114 @@ impl Slim {
     }
 }
 
-/// The graph at `path` without its large weights, which are in its own file or in one beside it; `None` if they are in several, or if the
-/// file's name is no text.
+/// The graph at `path` without its large weights, which are in its own file or in one beside it; `None` if they are in several or elsewhere,
+/// if what is told of them is not true, or if the file's name is no text.
 ///
 /// # Errors
 /// [`RuntimeError::Graph`]: the file cannot be read.
 pub(super) fn with_weights_in_file(path: &Path) -> Result<Option<Slim>, RuntimeError> {
     let external = OnnxFile::read(path)?.external_data;
     let slim = || {
-        if let Some(name) = external.first() {
-            let is_alone = external.len() == 1 && name.components().count() == 1;
-            let slim =
-                || Ok(Slim { bytes: std::fs::read(path)?, file: std::path::absolute(path)?.with_file_name(name) });
-            return is_alone.then(slim).transpose();
-        }
+        let beside = match external.iter().collect::<Vec<_>>()[..] {
+            [] => None,
+            [name] if name.file_name() == Some(name.as_os_str()) => Some(path.with_file_name(name)),
+            _ => return Ok(None),
+        };
         // A link may lead out of the folder, which ONNX Runtime does not allow weights to do.
-        let path = path.canonicalize()?;
-        let name = path.file_name().and_then(|name| name.to_str());
-        let Some(name) = name.filter(|_| path.to_str().is_some()) else { return Ok(None) };
-        let file = File::open(&path)?;
-        let left = file.metadata()?.len();
-        let model = Message { reader: &mut BufReader::new(file), left };
-        let bytes = model.with_slim(proto::model::GRAPH, |graph| {
-            graph.with_slim(proto::graph::INITIALIZER, |tensor| tensor.slim_tensor(name))
-        })?;
-        Ok(Some(Slim { bytes, file: path.clone() }))
+        let file = beside.as_deref().unwrap_or(path).canonicalize()?;
+        let name = file.file_name().and_then(|name| name.to_str());
+        let Some(name) = name.filter(|_| file.to_str().is_some()) else { return Ok(None) };
+        let (graph, size) = (File::open(path)?, file.metadata()?.len());
+        let left = graph.metadata()?.len();
+        let model = Message { reader: &mut BufReader::new(graph), left };
+        let bytes = model.with_slim(proto::model::GRAPH, 0, |graph| match beside {
+            Some(_) => graph.with_slim(proto::graph::INITIALIZER, 0, |tensor| tensor.placed_tensor(name, size)),
+            None => graph.with_slim(proto::graph::INITIALIZER, SMALLEST, |tensor| tensor.slim_tensor(name)),
+        });
+        match bytes {
+            Ok(bytes) => Ok(Some(Slim { bytes, file: file.clone() })),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
+            Err(error) => Err(error),
+        }
     };
     slim().map_err(|error: io::Error| RuntimeError::Graph(format!("{}: {error}", path.display())))
 }
 
+/// Bytes of a value of this type, by ONNX's number of it, if it takes whole ones.
+fn bytes_of(data_type: u64) -> Option<u64> {
+    match data_type {
+        2 | 3 | 9 => Some(1),
+        4 | 5 | 10 | 16 => Some(2),
+        1 | 6 | 12 => Some(4),
+        7 | 11 | 13 => Some(8),
+        _ => None,
+    }
+}
+
 impl<R: BufRead + Seek> Message<'_, R> {
-    /// The message, of whose fields `wanted` has become what `slim` makes of it where it is large enough to hold such weights.
-    fn with_slim(mut self, wanted: u64, slim: impl Fn(Message<'_, R>) -> io::Result<Vec<u8>>) -> io::Result<Vec<u8>> {
+    /// The message, of whose fields `wanted` that have at least so many bytes has become what `slim` makes of each.
+    fn with_slim(
+        mut self,
+        wanted: u64,
+        smallest: u64,
+        slim: impl Fn(Message<'_, R>) -> io::Result<Vec<u8>>,
+    ) -> io::Result<Vec<u8>> {
         let mut target = Vec::new();
         self.fields(|message, number, value| match *value {
-            Value::Bytes(length) if number == wanted && length >= SMALLEST => {
+            Value::Bytes(length) if number == wanted && length >= smallest => {
                 put_bytes(&mut target, number, &message.nested(length, &slim)?);
                 Ok(true)
             }
             value => message.copy_field(number, value, &mut target),
         })?;
         Ok(target)
+    }
+
+    /// `TensorProto`, whose weights, if they are in another file, are in the file `name` of `size` bytes, with all told of their place that
+    /// may be left out. Fails with [`io::ErrorKind::InvalidData`] if that cannot be.
+    fn placed_tensor(mut self, name: &str, size: u64) -> io::Result<Vec<u8>> {
+        let (mut placed, mut place) = (Vec::new(), None);
+        let (mut values, mut data_type) = (1_u64, 0);
+        self.fields(|message, number, value| match (number, *value) {
+            (proto::tensor::EXTERNAL_DATA, Value::Bytes(length)) => {
+                let place = place.get_or_insert(Place { file: name.to_owned(), offset: 0, length: 0 });
+                let (key, text) = message.nested(length, |entry| entry.key_and_value())?;
+                let number = || text.parse().map_err(|_| io::ErrorKind::InvalidData);
+                match key.as_str() {
+                    "offset" => place.offset = number()?,
+                    "length" => place.length = number()?,
+                    _ => {}
+                }
+                Ok(true)
+            }
+            (proto::tensor::DATA_LOCATION, _) => Ok(false),
+            (proto::tensor::DIMENSION, Value::Bytes(length)) => {
+                for dimension in message.numbers(length)? {
+                    values = values.saturating_mul(dimension);
+                    put_number(&mut placed, proto::tensor::DIMENSION, dimension);
+                }
+                Ok(true)
+            }
+            (_, value) => {
+                match (number, value) {
+                    (proto::tensor::DIMENSION, Value::Number(dimension)) => values = values.saturating_mul(dimension),
+                    (proto::tensor::DATA_TYPE, Value::Number(number)) => data_type = number,
+                    _ => {}
+                }
+                message.copy_field(number, value, &mut placed)
+            }
+        })?;
+        if let Some(mut place) = place {
+            let bytes = bytes_of(data_type).map_or(place.length, |bytes| bytes.saturating_mul(values));
+            let is_true =
+                [0, bytes].contains(&place.length) && place.offset.checked_add(bytes).is_some_and(|end| end <= size);
+            if !is_true {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            place.length = bytes;
+            place.put(&mut placed);
+        }
+        Ok(placed)
     }
 
     /// `TensorProto`, whose weights are in the file `name`, which this is read from.
@@ -193,30 +260,60 @@ mod tests {
     fn weights_in_a_file_beside_the_graph_stay_there() {
         let path = graph("tiny-external");
         let slim = with_weights_in_file(&path).unwrap().unwrap();
-        assert_eq!(slim.file, path.with_file_name("model.onnx_data"));
-        assert_eq!(slim.bytes, std::fs::read(path).unwrap());
+        assert_eq!(slim.file, path.with_file_name("model.onnx_data").canonicalize().unwrap());
+        let (before, after) = (OnnxFile::read(&path).unwrap(), parsed(&slim.bytes));
+        assert_eq!((before.parameters, before.external_data), (after.parameters, after.external_data));
+    }
+
+    /// A graph of a tensor of four floats for each of these entries of where it is, beside a file of 32 bytes that each names.
+    fn external(folder: &Path, tensors: &[&[(&str, &str)]]) -> PathBuf {
+        let mut graph = Vec::new();
+        for entries in tensors {
+            let mut tensor = super::super::onnx_parts::tensor("", &[4], proto::tensor::FLOAT);
+            for (key, value) in *entries {
+                let mut entry = Vec::new();
+                put_bytes(&mut entry, proto::entry::KEY, key.as_bytes());
+                put_bytes(&mut entry, proto::entry::VALUE, value.as_bytes());
+                put_bytes(&mut tensor, proto::tensor::EXTERNAL_DATA, &entry);
+                if *key == "location" && !folder.join(value).exists() {
+                    std::fs::write(folder.join(value), [0; 32]).unwrap();
+                }
+            }
+            put_bytes(&mut graph, proto::graph::INITIALIZER, &tensor);
+        }
+        let mut model = Vec::new();
+        put_bytes(&mut model, proto::model::GRAPH, &graph);
+        let path = folder.join("model.onnx");
+        std::fs::write(&path, model).unwrap();
+        path
     }
 
     #[test]
-    fn a_graph_whose_weights_are_in_several_files_or_in_a_folder_is_left_alone() {
+    fn what_may_be_left_out_of_a_place_is_told() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("model.onnx");
+        std::fs::create_dir(folder.path().join("elsewhere")).unwrap();
+        std::fs::write(folder.path().join("elsewhere/real"), [0; 32]).unwrap();
+        std::os::unix::fs::symlink("elsewhere/real", folder.path().join("weights")).unwrap();
+        let path = external(folder.path(), &[&[("location", "weights")], &[("location", "weights"), ("offset", "16")]]);
+        let slim = with_weights_in_file(&path).unwrap().unwrap();
+        assert_eq!(slim.file, folder.path().join("elsewhere/real").canonicalize().unwrap());
+        let graph = super::super::onnx_graph::Model::read(&slim.bytes).unwrap().graph;
+        let places = graph.initializers.iter().map(|tensor| tensor.place.as_ref().unwrap());
+        let told: Vec<_> = places.map(|place| (place.file.as_str(), place.offset, place.length)).collect();
+        assert_eq!(told, [("real", 0, 16), ("real", 16, 16)]);
+    }
+
+    #[test]
+    fn a_graph_whose_weights_are_in_several_files_or_not_where_they_are_told_to_be_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("in")).unwrap();
-        let is_slim = |files: &[&str]| {
-            let mut graph = Vec::new();
-            for file in files {
-                std::fs::write(folder.path().join(file), [0; 4]).unwrap();
-                let mut tensor = Vec::new();
-                Place { file: (*file).to_owned(), offset: 0, length: 4 }.put(&mut tensor);
-                put_bytes(&mut graph, proto::graph::INITIALIZER, &tensor);
-            }
-            let mut model = Vec::new();
-            put_bytes(&mut model, proto::model::GRAPH, &graph);
-            std::fs::write(&path, &model).unwrap();
-            with_weights_in_file(&path).unwrap().is_some()
-        };
-        assert!(is_slim(&["weights", "weights"]));
-        assert!(!is_slim(&["weights", "others"]));
-        assert!(!is_slim(&["in/weights"]));
+        let is_slim =
+            |tensors: &[&[(&str, &str)]]| with_weights_in_file(&external(folder.path(), tensors)).unwrap().is_some();
+        assert!(is_slim(&[&[("location", "weights"), ("offset", "16"), ("length", "16")]]));
+        assert!(!is_slim(&[&[("location", "weights")], &[("location", "others")]]));
+        assert!(!is_slim(&[&[("location", "in/weights")]]));
+        assert!(!is_slim(&[&[("location", "weights"), ("offset", "17")]]), "beyond the end");
+        assert!(!is_slim(&[&[("location", "weights"), ("offset", &u64::MAX.to_string())]]));
+        assert!(!is_slim(&[&[("location", "weights"), ("length", "15")]]), "four floats have 16 bytes");
     }
 }

@@ -173,7 +173,7 @@ impl Norm<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::onnx_parts::with_integers;
+    use super::super::onnx_parts::{floats, with_integers};
     use super::super::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
     use super::*;
 
@@ -190,9 +190,12 @@ mod tests {
         vec![node("LayerNormalization", &["last", "factor", "b"], &["normal"], Some(("axis", LAST_AXIS)))]
     }
 
+    fn mean(of: &str, out: &str) -> Vec<u8> {
+        with_integers(node(MEAN, &[of], &[out], None), "axes", &[LAST_AXIS])
+    }
+
     /// The same in parts, as exporters write it for versions before 17.
     fn parts() -> Vec<Vec<u8>> {
-        let mean = |of: &str, out: &str| with_integers(node("ReduceMean", &[of], &[out], None), "axes", &[LAST_AXIS]);
         vec![
             mean("last", "mean"),
             node("Sub", &["last", "mean"], &["apart"], None),
@@ -228,8 +231,8 @@ mod tests {
             ("matrix", &[CHANNELS; 2]),
         ];
         let tensors = tensors.map(|(name, shape)| match name {
-            "two" => super::super::onnx_parts::floats(name, shape, [2.0].into_iter()),
-            "epsilon" => super::super::onnx_parts::floats(name, shape, [1e-6].into_iter()),
+            "two" => floats(name, shape, [2.0].into_iter()),
+            "epsilon" => floats(name, shape, [1e-6].into_iter()),
             _ => differing_floats(name, shape),
         });
         let outputs: Vec<_> = outputs.iter().map(|(name, shape)| value(name, shape)).collect();
@@ -270,11 +273,12 @@ mod tests {
         assert!(!is_rewritten(&with(2, over_columns), &[OUT]), "means of rows");
         let shape: &[u64] = &[2, SIDE, SIDE, CHANNELS];
         assert!(!is_rewritten(&block(parts()), &[OUT, ("apart", shape)]), "what is in between is read");
-        let mean = || with_integers(node("ReduceMean", &["scaled"], &["mean"], None), "axes", &[LAST_AXIS]);
         let scaled_by = |of: &str, by: &str, out: &str| node("Mul", &[of, by], &[out], None);
-        let means = vec![scaled_by("last", "factor", "scaled"), mean(), scaled_by("mean", "two", "normal")];
+        let means =
+            vec![scaled_by("last", "factor", "scaled"), mean("scaled", "mean"), scaled_by("mean", "two", "normal")];
         assert!(!is_rewritten(&block(means), &[OUT]), "a mean for each pixel is read");
-        let other_width = vec![scaled_by("last", "factor", "scaled"), mean(), scaled_by("mean", "by four", "normal")];
+        let other_width =
+            vec![scaled_by("last", "factor", "scaled"), mean("scaled", "mean"), scaled_by("mean", "by four", "normal")];
         assert!(!is_rewritten(&block(other_width), &[OUT]), "what is made of a mean is as wide as the vector");
         let scaled = vec![scaled_by("last", "factor", "normal")];
         assert!(!is_rewritten(&block(scaled), &[OUT]), "nothing is normalised");

@@ -227,7 +227,10 @@ fn substitutes(path: &Path, options: &SessionOptions) -> Result<(Vec<Slim>, Vec<
     let mut mapped = Vec::new();
     if is_openvino {
         mapped.push(path.to_owned());
-        mapped.extend(OnnxFile::read(path)?.external_data.into_iter().map(|file| path.with_file_name(file)));
+        match &slim {
+            Some(slim) => mapped.push(slim.file.clone()),
+            None => mapped.extend(OnnxFile::read(path)?.external_data.iter().map(|file| path.with_file_name(file))),
+        }
     }
     let slim = match slim {
         Some(slim) if is_openvino => Some(normalized_as_lists(without_refused(slim, path)?, path)?),

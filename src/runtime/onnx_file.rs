@@ -75,21 +75,24 @@ impl OnnxFile {
 /// What exporters by `torch.export` write as "auto_pad" where there is none.
 const NOT_SET: &[u8] = b"NOTSET";
 
-/// ONNX's element types by their numbers.
-fn element_type(number: u64) -> &'static str {
+/// ONNX's element types by their numbers: names, and bytes of a value if it takes whole ones.
+pub(super) fn element_type(number: u64) -> (&'static str, Option<u64>) {
     match number {
-        1 => "float",
-        2 => "uint8",
-        3 => "int8",
-        6 => "int32",
-        7 => "int64",
-        9 => "bool",
-        10 => "float16",
-        11 => "double",
-        16 => "bfloat16",
-        21 => "uint4",
-        22 => "int4",
-        _ => "other",
+        1 => ("float", Some(4)),
+        2 => ("uint8", Some(1)),
+        3 => ("int8", Some(1)),
+        4 | 5 => ("other", Some(2)),
+        6 => ("int32", Some(4)),
+        7 => ("int64", Some(8)),
+        9 => ("bool", Some(1)),
+        10 => ("float16", Some(2)),
+        11 => ("double", Some(8)),
+        12 => ("other", Some(4)),
+        13 => ("other", Some(8)),
+        16 => ("bfloat16", Some(2)),
+        21 => ("uint4", None),
+        22 => ("int4", None),
+        _ => ("other", None),
     }
 }
 
@@ -261,7 +264,7 @@ impl<R: BufRead + Seek> Message<'_, R> {
             }
             _ => Ok(false),
         })?;
-        *found.parameters.entry(element_type(kind)).or_default() += values;
+        *found.parameters.entry(element_type(kind).0).or_default() += values;
         Ok(())
     }
 

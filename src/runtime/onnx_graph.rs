@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Cursor};
 
 use super::onnx_file::Dimension;
-use super::onnx_parts::tensor;
+use super::onnx_parts::{Place, tensor};
 use super::onnx_proto as proto;
 use super::protobuf::{Message, Value, put_bytes, put_number};
-use super::weights_in_file::Place;
 
 /// The first version of ONNX whose `Split` is told the sizes by an input, as here.
 pub(super) const SPLIT_BY_INPUT: u64 = 13;

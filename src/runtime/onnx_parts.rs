@@ -1,10 +1,12 @@
-//! Parts of an ONNX graph that rewriting adds: tensors, inputs and nodes.
+//! Parts of an ONNX graph that rewriting adds: tensors and where they lie, inputs and nodes.
+
+use std::io::{self, Cursor};
 
 use half::f16;
 
 use super::onnx_file::Dimension;
 use super::onnx_proto as proto;
-use super::protobuf::{put_bytes, put_number};
+use super::protobuf::{Message, Value, put_bytes, put_number};
 
 /// `TensorProto`, without its values.
 pub(super) fn tensor(name: &str, shape: &[u64], data_type: u64) -> Vec<u8> {
@@ -47,6 +49,52 @@ pub(super) fn half_floats(name: &str, shape: &[u64], values: impl Iterator<Item 
 /// `TensorProto`: integers of 32 bits.
 pub(super) fn integers(name: &str, shape: &[u64], values: impl Iterator<Item = i32>) -> Vec<u8> {
     with_values((name, shape, proto::tensor::INT32), values, i32::to_le_bytes)
+}
+
+/// Where a tensor's values are: a part of a file.
+pub(super) struct Place {
+    /// The file's name.
+    pub(super) file: String,
+    /// In bytes.
+    pub(super) offset: u64,
+    /// In bytes; 0 if that is not told.
+    pub(super) length: u64,
+}
+
+impl Place {
+    /// That which the `TensorProto` in `tensor` tells, if it does.
+    pub(super) fn read(tensor: &[u8]) -> io::Result<Option<Self>> {
+        let (mut file, mut offset, mut size) = (None, 0, 0);
+        Message { reader: &mut Cursor::new(tensor), left: tensor.len() as u64 }.fields(|message, number, value| {
+            let Value::Bytes(length) = *value else { return Ok(false) };
+            if number != proto::tensor::EXTERNAL_DATA {
+                return Ok(false);
+            }
+            let (key, value) = message.nested(length, |entry| entry.key_and_value())?;
+            let number = || value.parse().map_err(|_| io::ErrorKind::InvalidData);
+            match key.as_str() {
+                "offset" => offset = number()?,
+                "length" => size = number()?,
+                "location" => file = Some(value),
+                _ => {}
+            }
+            Ok(true)
+        })?;
+        Ok(file.map(|file| Self { file, offset, length: size }))
+    }
+
+    /// Appends the fields of a `TensorProto` that tell it.
+    pub(super) fn put(&self, tensor: &mut Vec<u8>) {
+        let entries =
+            [("location", self.file.clone()), ("offset", self.offset.to_string()), ("length", self.length.to_string())];
+        for (key, value) in entries {
+            let mut entry = Vec::new();
+            put_bytes(&mut entry, proto::entry::KEY, key.as_bytes());
+            put_bytes(&mut entry, proto::entry::VALUE, value.as_bytes());
+            put_bytes(tensor, proto::tensor::EXTERNAL_DATA, &entry);
+        }
+        put_number(tensor, proto::tensor::DATA_LOCATION, proto::tensor::EXTERNAL);
+    }
 }
 
 /// `ValueInfoProto` of a tensor.

@@ -4,11 +4,11 @@
 //! - Some operators on scalars: Swin computes so by how much to fill its feature maps up to whole windows. They are given vectors of one.
 //! - `IsNaN`, by which PyTorch's present exporter guards each attention: only NaN differs from itself.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use super::onnx_graph::{Graph, Model, Node};
+use super::onnx_graph::{Model, Node};
 use super::onnx_parts::{node, sizes, with_integers};
 use super::protobuf::put_bytes;
 use super::weights_in_file::Slim;
@@ -19,12 +19,6 @@ const IS_NAN: &str = "IsNaN";
 
 /// Operators that are refused on scalars and stretch their inputs to one shape; found by trying them with OpenVINO in ONNX Runtime 1.24.
 const REFUSED: [&str; 5] = ["Mod", "GreaterOrEqual", "LessOrEqual", "Or", "Xor"];
-
-/// Others whose output has as many axes as the input that has most.
-const STRETCHING: [&str; 18] = [
-    "Abs", "Add", "And", "Cast", "Ceil", "Div", "Equal", "Floor", "Greater", "Identity", "Less", "Max", "Min", "Mul",
-    "Neg", "Not", "Sub", "Where",
-];
 
 /// The first version of ONNX whose `Unsqueeze` and `Squeeze` are told the axes by an input.
 const AXES_BY_INPUT: u64 = 13;
@@ -42,9 +36,10 @@ pub(super) fn without_refused(slim: Slim, path: &Path) -> Result<Slim, RuntimeEr
 fn expressed_by_others(model: &[u8]) -> io::Result<Option<Vec<u8>>> {
     let model = Model::read(model)?;
     let graph = &model.graph;
-    let ranks = graph.ranks()?;
+    let shapes = graph.shapes(&[])?;
+    let rank = |value: &str| shapes.of(value).map(<[_]>::len);
     let has_refused_scalars = |node: &Node| {
-        let of_inputs: Vec<_> = node.inputs.iter().map(|input| ranks.get(input.as_str()).copied()).collect();
+        let of_inputs: Vec<_> = node.inputs.iter().map(|input| rank(input)).collect();
         // What may be a scalar or not makes something of which that is not known either, but for a vector beside it.
         let is_clear = of_inputs.iter().all(|rank| *rank == Some(0)) || of_inputs.iter().any(|rank| *rank > Some(0));
         REFUSED.contains(&node.operator.as_str()) && of_inputs.contains(&Some(0)) && is_clear && node.outputs.len() == 1
@@ -64,8 +59,7 @@ fn expressed_by_others(model: &[u8]) -> io::Result<Option<Vec<u8>>> {
         if is_nan(node) {
             put_is_nan(node, &mut bytes);
         } else if has_refused_scalars(node) {
-            let is_scalar = |value: &str| ranks.get(value) == Some(&0);
-            put_with_vectors(node, is_scalar, model.opset, &mut bytes)?;
+            put_with_vectors(node, |value| rank(value) == Some(0), model.opset, &mut bytes)?;
         } else {
             put_bytes(&mut bytes, proto::graph::NODE, &node.bytes);
         }
@@ -113,41 +107,6 @@ fn put_with_vectors(
         put_bytes(graph, proto::graph::NODE, &along_first_axis("Squeeze", &vector, output));
     }
     Ok(())
-}
-
-impl Graph {
-    /// How many axes values have, of those that shapes are computed with.
-    fn ranks(&self) -> io::Result<HashMap<&str, usize>> {
-        let tensors = self.initializers.iter().map(|tensor| (tensor.name.as_str(), tensor.shape.len()));
-        let mut ranks: HashMap<_, _> = tensors.collect();
-        for node in &self.nodes {
-            let [output, ..] = &node.outputs[..] else { continue };
-            let of = |input: &String| ranks.get(input.as_str()).copied();
-            let rank = match node.operator.as_str() {
-                "Constant" => node.constant()?.map(|tensor| tensor.shape.len()),
-                "Size" => Some(0),
-                "Shape" | "Range" => Some(1),
-                "Unsqueeze" | "Squeeze" => {
-                    let told = node.integers()?.remove("axes").map(|axes| axes.len() as u64);
-                    let axes = told.or_else(|| Some(self.initializer(node.inputs.get(1)?)?.values()));
-                    node.inputs.first().and_then(of).zip(axes).and_then(|(rank, axes)| match node.operator.as_str() {
-                        "Squeeze" => rank.checked_sub(axes as usize),
-                        _ => rank.checked_add(axes as usize),
-                    })
-                }
-                "Gather" => match node.inputs.iter().map(of).collect::<Option<Vec<_>>>().as_deref() {
-                    Some(&[from, which]) => (from + which).checked_sub(1),
-                    _ => None,
-                },
-                operator if REFUSED.contains(&operator) || STRETCHING.contains(&operator) => {
-                    node.inputs.iter().map(of).collect::<Option<Vec<_>>>().and_then(|ranks| ranks.into_iter().max())
-                }
-                _ => None,
-            };
-            ranks.extend(rank.map(|rank| (output.as_str(), rank)));
-        }
-        Ok(ranks)
-    }
 }
 
 #[cfg(test)]

@@ -17,13 +17,16 @@ pub(super) enum Size {
 }
 
 /// Operators whose output has the shape of their first input.
-const PER_VALUE: [&str; 24] = [
+const PER_VALUE: [&str; 27] = [
+    "Abs",
     "BatchNormalization",
     "Cast",
+    "Ceil",
     "Clip",
     "DequantizeLinear",
     "Erf",
     "Exp",
+    "Floor",
     "Gelu",
     "HardSigmoid",
     "HardSwish",
@@ -31,6 +34,7 @@ const PER_VALUE: [&str; 24] = [
     "IsNaN",
     "LayerNormalization",
     "LeakyRelu",
+    "LogSoftmax",
     "Neg",
     "Not",
     "QuantizeLinear",
@@ -41,10 +45,27 @@ const PER_VALUE: [&str; 24] = [
     "Softplus",
     "Sqrt",
     "Tanh",
-    "LogSoftmax",
 ];
 /// Operators whose inputs are stretched to one shape.
-const BROADCASTING: [&str; 7] = ["Add", "Sub", "Mul", "Div", "Pow", "Equal", "Where"];
+const BROADCASTING: [&str; 17] = [
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Pow",
+    "Equal",
+    "Where",
+    "Mod",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "And",
+    "Or",
+    "Xor",
+    "Max",
+    "Min",
+];
 /// Operators that go over a map by a window.
 const WINDOWED: [&str; 3] = ["Conv", "MaxPool", "AveragePool"];
 
@@ -190,7 +211,11 @@ impl<'g> Shapes<'g> {
             }
             "ConstantOfShape" => self.integers(node.inputs.first()?)?.to_vec(),
             "Squeeze" if self.integers(&node.outputs[0]).is_some() => Vec::new(),
-            "Shape" | "Unsqueeze" | "Slice" => vec![Size::Number(self.integers(&node.outputs[0])?.len() as i64)],
+            "Shape" | "Unsqueeze" | "Slice" if let Some(integers) = self.integers(&node.outputs[0]) => {
+                vec![Size::Number(integers.len() as i64)]
+            }
+            "Shape" | "Range" => vec![self.unknown()],
+            "Size" => Vec::new(),
             "Concat" => self.joined(&shapes(self)?, axis(first?.len())?)?,
             "Gather" => {
                 let (from, which) = (first?, shape(self, 1)?);

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::onnx_graph::{Graph, Model, Node, Tensor};
-use super::onnx_parts::{tensor, with_integer};
+use super::onnx_parts::{Place, tensor, with_integer};
 use super::protobuf::put_bytes;
 use super::weights_file::{Matrix, Weights};
-use super::weights_in_file::{Place, Slim};
+use super::weights_in_file::Slim;
 use super::{RuntimeError, onnx_proto as proto};
 
 /// ONNX Runtime's product of matrices, of which either may be transposed.

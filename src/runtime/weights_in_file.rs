@@ -2,10 +2,13 @@
 //! whole several times while a session is opened, which takes as long as compiling it, and memory for most of the copies at once.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Cursor, Seek};
+use std::io::{self, BufRead, BufReader, Seek};
 use std::path::{Path, PathBuf};
 
-use super::protobuf::{Message, Value, put_bytes, put_number};
+use super::onnx_file::element_type;
+use super::onnx_graph::Tensor;
+use super::onnx_parts::{Place, tensor};
+use super::protobuf::{Message, Value, put_bytes};
 use super::{OnnxFile, RuntimeError, onnx_proto as proto};
 
 /// Smaller weights stay in the graph, in bytes. Some of them are parameters of nodes, which providers expect there.
@@ -67,17 +70,6 @@ pub(super) fn with_weights_in_file(path: &Path) -> Result<Option<Slim>, RuntimeE
     slim().map_err(|error: io::Error| RuntimeError::Graph(format!("{}: {error}", path.display())))
 }
 
-/// Bytes of a value of this type, by ONNX's number of it, if it takes whole ones.
-fn bytes_of(data_type: u64) -> Option<u64> {
-    match data_type {
-        2 | 3 | 9 => Some(1),
-        4 | 5 | 10 | 16 => Some(2),
-        1 | 6 | 12 => Some(4),
-        7 | 11 | 13 => Some(8),
-        _ => None,
-    }
-}
-
 impl<R: BufRead + Seek> Message<'_, R> {
     /// The message, of whose fields `wanted` that have at least so many bytes has become what `slim` makes of each.
     fn with_slim(
@@ -99,48 +91,19 @@ impl<R: BufRead + Seek> Message<'_, R> {
 
     /// `TensorProto`, whose weights, if they are in another file, are in the file `name` of `size` bytes, with all told of their place that
     /// may be left out. Fails with [`io::ErrorKind::InvalidData`] if that cannot be.
-    fn placed_tensor(mut self, name: &str, size: u64) -> io::Result<Vec<u8>> {
-        let (mut placed, mut place) = (Vec::new(), None);
-        let (mut values, mut data_type) = (1_u64, 0);
-        self.fields(|message, number, value| match (number, *value) {
-            (proto::tensor::EXTERNAL_DATA, Value::Bytes(length)) => {
-                let place = place.get_or_insert(Place { file: name.to_owned(), offset: 0, length: 0 });
-                let (key, text) = message.nested(length, |entry| entry.key_and_value())?;
-                let number = || text.parse().map_err(|_| io::ErrorKind::InvalidData);
-                match key.as_str() {
-                    "offset" => place.offset = number()?,
-                    "length" => place.length = number()?,
-                    _ => {}
-                }
-                Ok(true)
-            }
-            (proto::tensor::DATA_LOCATION, _) => Ok(false),
-            (proto::tensor::DIMENSION, Value::Bytes(length)) => {
-                for dimension in message.numbers(length)? {
-                    values = values.saturating_mul(dimension);
-                    put_number(&mut placed, proto::tensor::DIMENSION, dimension);
-                }
-                Ok(true)
-            }
-            (_, value) => {
-                match (number, value) {
-                    (proto::tensor::DIMENSION, Value::Number(dimension)) => values = values.saturating_mul(dimension),
-                    (proto::tensor::DATA_TYPE, Value::Number(number)) => data_type = number,
-                    _ => {}
-                }
-                message.copy_field(number, value, &mut placed)
-            }
-        })?;
-        if let Some(mut place) = place {
-            let bytes = bytes_of(data_type).map_or(place.length, |bytes| bytes.saturating_mul(values));
-            let is_true =
-                [0, bytes].contains(&place.length) && place.offset.checked_add(bytes).is_some_and(|end| end <= size);
-            if !is_true {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-            place.length = bytes;
-            place.put(&mut placed);
+    fn placed_tensor(self, name: &str, size: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.copy(&mut bytes)?;
+        let told = Tensor::read(bytes)?;
+        let Some(place) = &told.place else { return Ok(told.bytes) };
+        let of_value = element_type(told.data_type).1;
+        let length = of_value.map_or(place.length, |bytes| bytes.saturating_mul(told.values()));
+        let is_within = place.offset.checked_add(length).is_some_and(|end| end <= size);
+        if ![0, length].contains(&place.length) || !is_within {
+            return Err(io::ErrorKind::InvalidData.into());
         }
+        let mut placed = tensor(&told.name, &told.shape, told.data_type);
+        Place { file: name.to_owned(), offset: place.offset, length }.put(&mut placed);
         Ok(placed)
     }
 
@@ -161,52 +124,11 @@ impl<R: BufRead + Seek> Message<'_, R> {
     }
 }
 
-/// Where a tensor's values are: a part of a file.
-pub(super) struct Place {
-    /// The file's name.
-    pub(super) file: String,
-    /// In bytes.
-    pub(super) offset: u64,
-    /// In bytes.
-    pub(super) length: u64,
-}
-
-impl Place {
-    /// That which the `TensorProto` in `tensor` tells, if it tells all of it.
-    pub(super) fn read(tensor: &[u8]) -> io::Result<Option<Self>> {
-        let (mut file, mut offset, mut size) = (None, None, None);
-        Message { reader: &mut Cursor::new(tensor), left: tensor.len() as u64 }.fields(|message, number, value| {
-            let Value::Bytes(length) = *value else { return Ok(false) };
-            if number != proto::tensor::EXTERNAL_DATA {
-                return Ok(false);
-            }
-            match message.nested(length, |entry| entry.key_and_value())? {
-                (key, value) if key == "location" => file = Some(value),
-                (key, value) if key == "offset" => offset = value.parse().ok(),
-                (key, value) if key == "length" => size = value.parse().ok(),
-                _ => {}
-            }
-            Ok(true)
-        })?;
-        Ok(file.zip(offset.zip(size)).map(|(file, (offset, length))| Self { file, offset, length }))
-    }
-
-    /// Appends the fields of a `TensorProto` that tell it.
-    pub(super) fn put(&self, tensor: &mut Vec<u8>) {
-        let entries =
-            [("location", self.file.clone()), ("offset", self.offset.to_string()), ("length", self.length.to_string())];
-        for (key, value) in entries {
-            let mut entry = Vec::new();
-            put_bytes(&mut entry, proto::entry::KEY, key.as_bytes());
-            put_bytes(&mut entry, proto::entry::VALUE, value.as_bytes());
-            put_bytes(tensor, proto::tensor::EXTERNAL_DATA, &entry);
-        }
-        put_number(tensor, proto::tensor::DATA_LOCATION, proto::tensor::EXTERNAL);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
+    use super::super::protobuf::put_number;
     use super::super::test_graphs::fixture;
     use super::*;
 
@@ -269,17 +191,17 @@ mod tests {
     fn external(folder: &Path, tensors: &[&[(&str, &str)]]) -> PathBuf {
         let mut graph = Vec::new();
         for entries in tensors {
-            let mut tensor = super::super::onnx_parts::tensor("", &[4], proto::tensor::FLOAT);
+            let mut placed = tensor("", &[4], proto::tensor::FLOAT);
             for (key, value) in *entries {
                 let mut entry = Vec::new();
                 put_bytes(&mut entry, proto::entry::KEY, key.as_bytes());
                 put_bytes(&mut entry, proto::entry::VALUE, value.as_bytes());
-                put_bytes(&mut tensor, proto::tensor::EXTERNAL_DATA, &entry);
+                put_bytes(&mut placed, proto::tensor::EXTERNAL_DATA, &entry);
                 if *key == "location" && !folder.join(value).exists() {
                     std::fs::write(folder.join(value), [0; 32]).unwrap();
                 }
             }
-            put_bytes(&mut graph, proto::graph::INITIALIZER, &tensor);
+            put_bytes(&mut graph, proto::graph::INITIALIZER, &placed);
         }
         let mut model = Vec::new();
         put_bytes(&mut model, proto::model::GRAPH, &graph);

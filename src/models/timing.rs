@@ -162,16 +162,41 @@ pub(super) fn runs_per_second(sessions: &[TimedRuns]) -> f64 {
     sessions.iter().map(|session| session.runs.len() as f64 / time(session)).sum()
 }
 
-/// Repeats `run` in all sessions at once. None stops before all have had enough: where they are more than the cores, the others would
-/// then be faster than they can be together.
+/// Sessions that have not had enough yet.
+struct Unsatisfied {
+    count: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Unsatisfied {
+    fn one_less(&self) {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.changed.notify_all();
+    }
+
+    /// Are there none, or none after so long?
+    fn are_none(&self, patience: Duration) -> bool {
+        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_timeout_while(count, patience, |count| *count > 0);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 == 0
+    }
+}
+
+/// After a run that is longer than all that there is to time, a session waits for so large a part of it for others that are about to end
+/// theirs: another run in their company would cost as much again and tell nothing.
+const PATIENCE: u32 = 8;
+
+/// Repeats `run` in all sessions at once. None stops before all have had enough, or nearly so: where they are more than the cores, the
+/// others would then be faster than they can be together.
 pub(super) fn timed_runs<B: Binding>(
     sessions: &mut [Warmed<B>],
     Span { time, least, keeps_all_busy }: Span,
     run: impl Fn(&mut GraphModel<B>) -> Result<(), LoadError> + Sync,
 ) -> Result<Vec<TimedRuns>, LoadError> {
     let start = Barrier::new(sessions.len());
-    // Those that have not had enough, and those that have not ended what they began meanwhile.
-    let [unsatisfied, timed] = [(); 2].map(|()| AtomicUsize::new(sessions.len()));
+    let unsatisfied = Unsatisfied { count: Mutex::new(sessions.len()), changed: Condvar::new() };
+    // Those that have not ended what they began before all had enough.
+    let timed = AtomicUsize::new(sessions.len());
     let (start, unsatisfied, timed, run) = (&start, &unsatisfied, &timed, &run);
     std::thread::scope(|scope| {
         let threads = sessions.iter_mut().map(|session| {
@@ -198,8 +223,9 @@ pub(super) fn timed_runs<B: Binding>(
                     if let Err(error) = outcome.unwrap_or_else(|_| Err(panicked())) {
                         break Err(error);
                     }
+                    let took = one.elapsed();
                     if counts {
-                        runs.push(one.elapsed());
+                        runs.push(took);
                     } else {
                         more += 1;
                     }
@@ -207,9 +233,10 @@ pub(super) fn timed_runs<B: Binding>(
                     let enough = runs.len() >= least && begin.elapsed() >= time || begin.elapsed() > time * 4;
                     if enough && !satisfied {
                         satisfied = true;
-                        unsatisfied.fetch_sub(1, Ordering::Relaxed);
+                        unsatisfied.one_less();
                     }
-                    if counts && unsatisfied.load(Ordering::Relaxed) == 0 {
+                    let patience = if took > time && !keeps_all_busy { took / PATIENCE } else { Duration::ZERO };
+                    if counts && satisfied && unsatisfied.are_none(patience) {
                         counts = false;
                         timed.fetch_sub(1, Ordering::Relaxed);
                     }
@@ -219,7 +246,9 @@ pub(super) fn timed_runs<B: Binding>(
                 };
                 // The others do not wait for what has failed.
                 if outcome.is_err() {
-                    unsatisfied.fetch_sub(usize::from(!satisfied), Ordering::Relaxed);
+                    if !satisfied {
+                        unsatisfied.one_less();
+                    }
                     timed.fetch_sub(usize::from(counts), Ordering::Relaxed);
                 }
                 outcome.map(|()| TimedRuns { runs, more })
@@ -253,6 +282,19 @@ mod tests {
         for (sessions, wanted) in cases {
             assert!((runs_per_second(&sessions) - wanted).abs() < 1e-9, "{wanted}");
         }
+    }
+
+    #[test]
+    fn who_has_had_enough_waits_for_others_as_long_as_it_has_patience() {
+        let unsatisfied = Unsatisfied { count: Mutex::new(1), changed: Condvar::new() };
+        assert!(!unsatisfied.are_none(Duration::ZERO));
+        assert!(!unsatisfied.are_none(Duration::from_millis(1)));
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| unsatisfied.are_none(Duration::from_secs(60)));
+            unsatisfied.one_less();
+            assert!(waits.join().unwrap());
+        });
+        assert!(unsatisfied.are_none(Duration::ZERO));
     }
 
     #[test]

@@ -333,6 +333,9 @@ impl<B: Binding> Tuner<'_, B> {
         }
         let began = Instant::now();
         let Judgement { probe, items, .. } = self.judgement;
+        let is_unjudged = |plan: &Plan| plan.precision != Precision::F32 && self.known_shift(plan).is_none();
+        let wants_answers = self.found.reference.is_some() && plans.iter().any(is_unjudged);
+        let items: &[B::Item] = if wants_answers { items } else { &[] };
         let measured = match trial::measure(&engine.opener, plans, enough, probe, items, &|| engine.is_closed()) {
             // The engine's end says nothing of the plans.
             Err(_) if engine.is_closed() => return,
@@ -347,6 +350,13 @@ impl<B: Binding> Tuner<'_, B> {
         }
     }
 
+    /// How far its arithmetic was found to move probabilities, which sessions and threads do not change.
+    fn known_shift(&self, plan: &Plan) -> Option<f64> {
+        let mut judged = self.found.candidates.iter().filter(|candidate| candidate.ruled_out.is_none());
+        let same = judged.find(|other| (other.provider, other.precision) == (plan.provider, plan.precision))?;
+        same.largest_shift
+    }
+
     fn note(&mut self, plan: &Plan, measured: Measured, time: Duration) {
         let engine = self.engine;
         let mut candidate = Candidate::of(plan);
@@ -354,7 +364,9 @@ impl<B: Binding> Tuner<'_, B> {
             Err(error) => candidate.ruled_out = Some(error),
             Ok(Trial { answers, speeds }) => {
                 candidate.speeds = speeds;
-                if let Some(reference) = self.found.reference.as_ref().filter(|_| plan.precision != Precision::F32) {
+                candidate.largest_shift = self.known_shift(plan);
+                let reference = self.found.reference.as_ref().filter(|_| plan.precision != Precision::F32);
+                if let Some(reference) = reference.filter(|_| candidate.largest_shift.is_none()) {
                     let probabilities = (self.judgement.probabilities)(&answers);
                     let (shift, problem) = judge(reference, &probabilities, &engine.settings.tuning);
                     (candidate.largest_shift, candidate.ruled_out) = (Some(shift), problem);

@@ -6,7 +6,7 @@ from .errors import Refused
 
 #: model_type of config.json, by what the model is for.
 CLASSIFIERS = (
-    "beit", "convnext", "convnextv2", "deit", "dinov2", "efficientnet", "resnet", "swin", "swinv2", "vit",
+    "beit", "clip", "convnext", "convnextv2", "deit", "dinov2", "efficientnet", "resnet", "siglip", "swin", "swinv2", "vit",
 )  # fmt: skip
 DUAL_ENCODERS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 #: Image processors that the server knows; others would not load there.
@@ -24,22 +24,34 @@ class Checkpoint:
 
     @property
     def is_dual_encoder(self) -> bool:
-        return self.config["model_type"] in DUAL_ENCODERS
+        return is_dual_encoder(self.config)
+
+
+def is_classifier(config: dict) -> bool:
+    return "ForImageClassification" in ((config.get("architectures") or [None])[0] or "")
+
+
+def is_dual_encoder(config: dict) -> bool:
+    """Has it a text encoder too? On CLIP's and SigLIP's image encoders there are plain classifiers as well."""
+    return config["model_type"] in DUAL_ENCODERS and not is_classifier(config)
 
 
 def model_class_name(config: dict, where: str) -> str:
     """The transformers class of a config.json, or why there is none that can be exported."""
     model_type = config.get("model_type")
     architecture = (config.get("architectures") or [None])[0]
-    if model_type in DUAL_ENCODERS:
+    if model_type in DUAL_ENCODERS and not is_classifier(config):
         wanted = DUAL_ENCODERS[model_type]
         if architecture not in (wanted, None):
-            raise Refused(f"{where}: architectures[0] is {architecture}; of {model_type}, {wanted} can be exported")
+            raise Refused(
+                f"{where}: architectures[0] is {architecture}; of {model_type}, {wanted} and classifiers "
+                "(…ForImageClassification) can be exported"
+            )
         return wanted
     if model_type not in CLASSIFIERS:
-        known = ", ".join(sorted([*CLASSIFIERS, *DUAL_ENCODERS]))
+        known = ", ".join(sorted({*CLASSIFIERS, *DUAL_ENCODERS}))
         raise Refused(f"{where}: model_type is {model_type!r}; these can be exported: {known}")
-    if architecture is None or "ForImageClassification" not in architecture:
+    if not is_classifier(config):
         raise Refused(
             f"{where}: architectures[0] is {architecture!r}, which is no classifier (…ForImageClassification)"
         )

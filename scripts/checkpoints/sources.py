@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from . import tokenizers_of
-from .checkpoint import DUAL_ENCODERS, Checkpoint, check_processor, model_class_name
+from .checkpoint import Checkpoint, check_processor, is_dual_encoder, model_class_name
 from .errors import Refused
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -56,7 +56,7 @@ def from_folder(folder: Path, name: str | None = None) -> Checkpoint:
     files = read_files(folder, PROCESSOR_FILES)
     for file in files:
         check_processor(read_json(folder / file), str(folder / file))
-    if config["model_type"] in DUAL_ENCODERS:
+    if is_dual_encoder(config):
         files.update(tokenizers_of.files_of(folder, config, read_files(folder, TOKENIZER_FILES)))
     model = load_model(class_name, folder)
     return Checkpoint(name or folder.name, model, completed(config, model), files)
@@ -85,7 +85,7 @@ def load_model(class_name: str, folder: Path):
 
 def completed(config: dict, model) -> dict:
     """config.json as it was, with labels where transformers makes them up."""
-    if config["model_type"] in DUAL_ENCODERS or config.get("id2label"):
+    if is_dual_encoder(config) or config.get("id2label"):
         return config
     return {**config, "id2label": {str(index): label for index, label in model.config.id2label.items()}}
 

@@ -60,7 +60,8 @@ def find_graph(path: Path, config: dict) -> tuple:
         raise Refused(
             f"{path}: model.onnx is missing, or vision_model.onnx and text_model.onnx; int8 is made of the plain graph"
         )
-    if "text_config" in config:
+    architecture = (config.get("architectures") or [""])[0]
+    if "text_config" in config and "ForImageClassification" not in architecture:
         raise Refused(
             f"{path}: {single.name} holds both encoders in one graph, and only the image encoder is worth quantising; "
             "scripts/export writes them as two graphs"

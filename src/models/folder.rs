@@ -111,11 +111,10 @@ impl ModelFolder {
             FolderError::new("config.json", "is missing; `optimum-cli export onnx` writes it beside the graph")
         })?;
         let model_type = config.get("model_type").and_then(Value::as_str);
-        let architecture = config.pointer("/architectures/0").and_then(Value::as_str).or(model_type);
         Ok(Self {
             name,
             path: path.to_path_buf(),
-            architecture: architecture.unwrap_or("unknown").to_owned(),
+            architecture: architecture(&config).or(model_type).unwrap_or("unknown").to_owned(),
             processor: read_processor(path, model_type)?,
             content: read_content(path, &config, model_type, settings)?,
         })
@@ -130,15 +129,26 @@ impl ModelFolder {
     }
 }
 
+fn architecture(config: &Value) -> Option<&str> {
+    config.pointer("/architectures/0").and_then(Value::as_str)
+}
+
+/// Is this the name of a class such as `ViTForImageClassification` or `DeiTForImageClassificationWithTeacher`?
+fn is_classifier(architecture: &str) -> bool {
+    architecture.contains("ForImageClassification")
+}
+
 fn read_content(
     path: &Path,
     config: &Value,
     model_type: Option<&str>,
     settings: &ModelSettings,
 ) -> Result<FolderContent, FolderError> {
+    // A classifier on the image encoder of CLIP or SigLIP keeps the text encoder's configuration, but not the encoder.
+    let is_dual = config.get("text_config").is_some() && !architecture(config).is_some_and(is_classifier);
     let (vision, text, combined) = match GraphFiles::find(path, settings)? {
         GraphFiles::Split { vision, text, combined } => (vision, text, combined),
-        GraphFiles::Single(graph) if config.get("text_config").is_some() => (graph.clone(), graph.clone(), Some(graph)),
+        GraphFiles::Single(graph) if is_dual => (graph.clone(), graph.clone(), Some(graph)),
         GraphFiles::Single(graph) => {
             let labels = read_labels(config)?;
             let function_to_apply = default_function(config, labels.as_ref().map(Vec::len));
@@ -325,6 +335,25 @@ mod tests {
         let combined = ModelFolder::open(&fixture("tiny-combined-clip"), &settings()).unwrap();
         let FolderContent::DualEncoder(combined) = combined.content else { panic!("tiny-combined-clip is one too") };
         assert!(combined.combined_graph.as_ref() == Some(&combined.text_graph) && combined.logit_scale.is_none());
+    }
+
+    #[test]
+    fn a_classifier_on_the_image_encoder_of_a_dual_encoder_is_a_classifier() {
+        let task = |architecture: &str| {
+            let folder = tempfile::tempdir().unwrap();
+            for file in ["model.onnx", "preprocessor_config.json", "tokenizer.json"] {
+                std::fs::copy(fixture("tiny-combined-clip").join(file), folder.path().join(file)).unwrap();
+            }
+            let config = serde_json::json!({
+                "architectures": [architecture],
+                "model_type": "siglip",
+                "text_config": {"max_position_embeddings": 16},
+            });
+            std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+            ModelFolder::open(folder.path(), &settings()).unwrap().task()
+        };
+        assert_eq!(task("SiglipForImageClassification"), Task::ImageClassification);
+        assert_eq!(task("SiglipModel"), Task::ZeroShotImageClassification);
     }
 
     #[test]

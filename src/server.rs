@@ -82,7 +82,7 @@ pub async fn run(
     let state = AppState {
         registry: Arc::clone(&registry),
         pool: Arc::new(pool),
-        admission: Arc::new(Admission::new(&config.limits)),
+        admission: Arc::new(Admission::new(&config.limits, config.preprocess_threads)),
         limits: Arc::new(config.limits.clone()),
         metrics: metrics.clone(),
         draining: Arc::new(AtomicBool::new(false)),
@@ -105,7 +105,7 @@ pub async fn run(
     }
     drop(listener);
     let drained = drain(connections, &registry, config.shutdown).await;
-    // A measurement in its last run; a model that is still loading is not waited for.
+    // A measurement in its last run, or a model that is still being loaded, which is then left behind.
     if !loading.is_finished() {
         let _ = timeout(LAST_MEASUREMENT, loading).await;
     }

@@ -18,8 +18,8 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// As much as `limits` allow.
-    pub fn new(limits: &Limits) -> Self {
+    /// As much as `limits` allow; `preprocess_threads` decode.
+    pub fn new(limits: &Limits, preprocess_threads: usize) -> Self {
         let max_bytes = limits.max_buffered_bytes.min(Semaphore::MAX_PERMITS);
         let max_images = limits.max_in_flight.min(Semaphore::MAX_PERMITS);
         Self {
@@ -27,7 +27,7 @@ impl Admission {
             max_images,
             bytes: Arc::new(Semaphore::new(max_bytes)),
             max_bytes,
-            cores: usable_cores(),
+            cores: usable_cores().min(preprocess_threads),
         }
     }
 
@@ -136,7 +136,7 @@ mod tests {
         let mut limits = crate::config::Config::default().limits;
         limits.max_in_flight = 3;
         limits.max_buffered_bytes = 10;
-        Admission::new(&limits)
+        Admission::new(&limits, 1)
     }
 
     #[test]

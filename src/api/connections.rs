@@ -22,6 +22,8 @@ pub struct Connections {
     builder: http1::Builder,
     graceful: GracefulShutdown,
     places: Arc<Semaphore>,
+    /// How long an answer may wait for its client to take more of it.
+    write_timeout: Duration,
     metrics: SharedMetrics,
 }
 
@@ -35,6 +37,7 @@ impl Connections {
             builder,
             graceful: GracefulShutdown::new(),
             places: Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS))),
+            write_timeout: limits.idle_timeout,
             metrics,
         }
     }
@@ -56,6 +59,8 @@ impl Connections {
     fn serve(&self, stream: TcpStream, router: Router, place: OwnedSemaphorePermit) {
         // Answers are small and complete: waiting to fill a packet only adds latency.
         let _ = stream.set_nodelay(true);
+        // Who asks and does not read the answer would keep the place for ever.
+        limit_writing(&stream, self.write_timeout);
         let service = TowerToHyperService::new(router);
         let connection = self.builder.serve_connection(TokioIo::new(stream), service);
         let connection = self.graceful.watch(connection);
@@ -74,4 +79,17 @@ impl Connections {
     pub async fn finish(self) {
         self.graceful.shutdown().await;
     }
+}
+
+/// Ends a connection whose client has taken nothing for so long of what there is for it. The system's own timer, where it has one: neither
+/// hyper nor tokio times writing.
+fn limit_writing(stream: &TcpStream, timeout: Duration) {
+    #[cfg(target_os = "linux")]
+    {
+        // 0 would be none at all.
+        let milliseconds = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX).max(1);
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, milliseconds);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (stream, timeout);
 }

@@ -1,11 +1,11 @@
 //! Probes and metrics: `/livez`, `/readyz`, `/health`, `/metrics`.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 
-use super::AppState;
 use super::error::{ApiError, Problem};
+use super::{AppState, Path};
 use crate::models::{ModelInfo, ModelState};
 use crate::telemetry::METRICS_CONTENT_TYPE;
 

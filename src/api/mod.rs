@@ -14,10 +14,11 @@ mod zero_shot;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use axum::http::Uri;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
@@ -86,13 +87,32 @@ pub fn router(state: AppState) -> Router {
     let docs = SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none"));
     Router::from(described())
         .merge(docs)
-        .fallback(|uri: Uri| async move { ApiError::no_such_path(uri.path()) })
-        .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
+        .fallback(|request: Request| {
+            let error = ApiError::no_such_path(request.uri().path());
+            turn_away(request, error)
+        })
+        .method_not_allowed_fallback(|request: Request| turn_away(request, ApiError::method_not_allowed()))
         .layer(CatchPanicLayer::custom(answer_panic))
         // The upload reads bodies under limits of its own.
         .layer(DefaultBodyLimit::disable())
         .layer(axum::middleware::from_fn_with_state(state.clone(), observe::observe))
         .with_state(state)
+}
+
+async fn turn_away(request: Request, error: ApiError) -> ApiError {
+    upload::discard_unread(request, Instant::now()).await;
+    error
+}
+
+/// A name from the path.
+#[derive(FromRequestParts)]
+#[from_request(via(axum::extract::Path), rejection(ApiError))]
+struct Path<T>(T);
+
+impl From<PathRejection> for ApiError {
+    fn from(error: PathRejection) -> Self {
+        Self::bad_request(error.body_text())
+    }
 }
 
 fn answer_panic(panic: Box<dyn std::any::Any + Send>) -> Response {

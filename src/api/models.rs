@@ -1,12 +1,12 @@
 //! `GET /v1/models`: which models there are, and how each is really run.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::AppState;
 use super::error::{ApiError, Problem};
+use super::{AppState, Path};
 use crate::models::ModelInfo;
 
 /// Every model of the server.

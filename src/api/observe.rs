@@ -74,6 +74,7 @@ fn endpoint(path: &str) -> &'static str {
         "/v1/classify" => "/v1/classify",
         "/v1/zero-shot" => "/v1/zero-shot",
         "/metrics" | "/livez" | "/readyz" | "/health" => "probe",
+        path if path.starts_with("/readyz/") => "probe",
         _ => "other",
     }
 }
@@ -96,7 +97,7 @@ impl Drop for Record {
         self.metrics.count_request(self.endpoint, &self.model, status);
         let milliseconds = self.started.elapsed().as_secs_f64() * 1e3;
         let Self { id, method, path, model, .. } = self;
-        // Probes and scrapes come every few seconds and say nothing while they succeed.
+        // Probes and scrapes come every few seconds; why a model is not ready has been logged by itself.
         if self.endpoint == "probe" {
             tracing::debug!(request_id = id, %method, path, status, milliseconds, "request");
         } else {

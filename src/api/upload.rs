@@ -12,18 +12,23 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{timeout, timeout_at};
 
 use super::AppState;
 use super::admission::HeldBytes;
 use super::error::ApiError;
 use super::parameters::{Parameters, Raw};
+use crate::config::Limits;
 use crate::models::Ticket;
 
 /// A body that is refused is still read for a while, so that its sender reads the answer instead of a reset: up to so many bytes,
 const DISCARD_BYTES: usize = 1 << 28;
 /// until the request's deadline, but for so long at least and at most: an answer that is due is not held back.
 const DISCARD_TIME: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// Values that JSON may have besides the images, labels and templates that there may be: each takes many times its own length once it is read.
+const MORE_JSON_VALUES: usize = 1 << 16;
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
@@ -46,24 +51,26 @@ impl Upload {
     /// # Errors
     /// 429 without room, 408, 413, and 400 for what cannot be read.
     pub async fn receive(state: &AppState, request: Request) -> Result<Self, ApiError> {
-        let deadline = deadline(request.headers(), state.limits.request_timeout)?;
-        if !accepts_json(request.headers()) {
-            return Err(ApiError::not_acceptable());
-        }
-        let (parts, mut body) = request.into_parts();
-        let received = match state.admission.admit(1) {
-            Ok(permit) => read_body(state, &parts.headers, &mut body, deadline).await.map(|bytes| (permit, bytes)),
-            Err(error) => Err(error),
+        let deadline = deadline(request.headers(), state.limits.request_timeout);
+        let until = deadline.as_ref().map_or_else(|_| Instant::now() + DISCARD_TIME.1, |&deadline| deadline);
+        let admitted = deadline.and_then(|deadline| Ok((deadline, admit(state, request.headers())?)));
+        let (deadline, mut permit) = match admitted {
+            Ok(admitted) => admitted,
+            Err(error) => {
+                discard_unread(request, until).await;
+                return Err(error);
+            }
         };
-        let (mut permit, bytes) = match received {
-            Ok(received) => received,
+        let (parts, mut body) = request.into_parts();
+        let bytes = match read_body(state, &mut body, deadline).await {
+            Ok(bytes) => bytes,
             Err(error) => {
                 discard(body, deadline).await;
                 return Err(error);
             }
         };
         let mut parameters = Parameters::from_query(parts.uri.query());
-        let images = take_apart(parts, bytes, &mut parameters).await?;
+        let images = take_apart(parts, bytes, &mut parameters, &state.limits).await?;
         match images.len() {
             0 => return Err(ApiError::bad_request("there is no image in the request")),
             count if count > state.limits.max_images => {
@@ -79,6 +86,19 @@ impl Upload {
         let ticket = Ticket { deadline, permit, threads };
         Ok(Self { images, parameters, ticket })
     }
+}
+
+/// What the head of a request says about whether its body should come at all.
+fn admit(state: &AppState, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, ApiError> {
+    if !accepts_json(headers) {
+        return Err(ApiError::not_acceptable());
+    }
+    let limit = state.limits.max_body_bytes;
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > limit as u64) {
+        return Err(ApiError::body_too_large(length, limit));
+    }
+    state.admission.admit(1)
 }
 
 /// The server's deadline, or the earlier one that `x-request-timeout-ms` asks for.
@@ -106,17 +126,8 @@ fn accepts_json(headers: &HeaderMap) -> bool {
     ranges.peek().is_none() || ranges.any(|value| value.split(',').any(allows))
 }
 
-async fn read_body(
-    state: &AppState,
-    headers: &HeaderMap,
-    body: &mut Body,
-    deadline: Instant,
-) -> Result<HeldBytes, ApiError> {
+async fn read_body(state: &AppState, body: &mut Body, deadline: Instant) -> Result<HeldBytes, ApiError> {
     let limit = state.limits.max_body_bytes;
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > limit as u64) {
-        return Err(ApiError::body_too_large(length, limit));
-    }
     let read = async {
         let mut buffer = state.admission.buffer();
         while let Some(frame) = body.frame().await {
@@ -141,6 +152,14 @@ async fn read_body(
     })
 }
 
+/// Discards the body of a request that is refused by its head. Who waits to be told to send one (`Expect: 100-continue`, as curl does) is
+/// not told to.
+pub(super) async fn discard_unread(request: Request, deadline: Instant) {
+    if !request.headers().contains_key(header::EXPECT) {
+        discard(request.into_body(), deadline).await;
+    }
+}
+
 async fn discard(mut body: Body, deadline: Instant) {
     let time = deadline.saturating_duration_since(Instant::now()).clamp(DISCARD_TIME.0, DISCARD_TIME.1);
     let mut left = DISCARD_BYTES;
@@ -161,13 +180,14 @@ async fn take_apart(
     parts: request::Parts,
     body: HeldBytes,
     parameters: &mut Parameters,
+    limits: &Limits,
 ) -> Result<Vec<Bytes>, ApiError> {
     let content_type =
         parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let content_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match content_type.as_str() {
         "multipart/form-data" => from_multipart(parts, body, parameters).await,
-        "application/json" => from_json(&body, parameters),
+        "application/json" => from_json(&body, parameters, limits),
         // Whatever the header claims, the bytes decide: `curl --data-binary` says it sends a form.
         _ if body.bytes.is_empty() => Ok(Vec::new()),
         _ => Ok(vec![body.bytes]),
@@ -199,7 +219,11 @@ async fn from_multipart(
     Ok(images)
 }
 
-fn from_json(body: &HeldBytes, parameters: &mut Parameters) -> Result<Vec<Bytes>, ApiError> {
+fn from_json(body: &HeldBytes, parameters: &mut Parameters, limits: &Limits) -> Result<Vec<Bytes>, ApiError> {
+    let most = limits.max_images + limits.max_labels + limits.max_templates + MORE_JSON_VALUES;
+    if json_values(&body.bytes) > most {
+        return Err(ApiError::bad_request(format!("the body has more than {most} JSON values")));
+    }
     let value: Value = serde_json::from_slice(&body.bytes)
         .map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}")))?;
     let Value::Object(object) = value else {
@@ -210,12 +234,13 @@ fn from_json(body: &HeldBytes, parameters: &mut Parameters) -> Result<Vec<Bytes>
         match (key.as_str(), value) {
             ("image", Value::String(text)) => images.push(from_base64(body, "image", &text)?),
             ("images", Value::Array(values)) => {
-                for (index, value) in values.iter().enumerate() {
+                // Each text is let go of once it is decoded.
+                for (index, value) in values.into_iter().enumerate() {
                     let place = format!("images[{index}]");
-                    let text = value
-                        .as_str()
-                        .ok_or_else(|| ApiError::bad_request(format!("{place} must be a text in base64")))?;
-                    images.push(from_base64(body, &place, text)?);
+                    let Value::String(text) = value else {
+                        return Err(ApiError::bad_request(format!("{place} must be a text in base64")));
+                    };
+                    images.push(from_base64(body, &place, &text)?);
                 }
             }
             ("image", _) => return Err(ApiError::bad_request("image must be a text in base64")),
@@ -224,6 +249,27 @@ fn from_json(body: &HeldBytes, parameters: &mut Parameters) -> Result<Vec<Bytes>
         }
     }
     Ok(images)
+}
+
+/// How many values there are in `json`, if it is JSON: at most one more than its commas and brackets that open.
+fn json_values(json: &[u8]) -> usize {
+    let mut values = 1;
+    let mut bytes = json.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b',' | b'[' | b'{' => values += 1,
+            b'"' => {
+                while let Some(end) = memchr::memchr2(b'"', b'\\', bytes.as_slice()) {
+                    match bytes.nth(end) {
+                        Some(b'\\') => drop(bytes.next()),
+                        _ => break,
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    values
 }
 
 /// Plain base64 with or without padding and line breaks, or a `data:` URI of it.
@@ -281,22 +327,35 @@ mod tests {
     #[tokio::test]
     async fn images_of_a_form_keep_the_room_of_its_body() {
         let limits = crate::config::Config::default().limits;
-        let admission = super::super::admission::Admission::new(&limits);
+        let admission = super::super::admission::Admission::new(&limits, 1);
         let form = "--x\r\ncontent-disposition: form-data; name=\"image\"; filename=\"a\"\r\n\r\npixels\r\n--x--\r\n";
         let mut body = admission.buffer();
         body.extend(form.as_bytes()).unwrap();
         let request = Request::builder().header(header::CONTENT_TYPE, "multipart/form-data; boundary=x").body(());
         let (parts, ()) = request.unwrap().into_parts();
-        let images = take_apart(parts, body.freeze(), &mut Parameters::from_query(None)).await.unwrap();
+        let images = take_apart(parts, body.freeze(), &mut Parameters::from_query(None), &limits).await.unwrap();
         assert_eq!((images[0].as_ref(), admission.bytes_buffered()), (&b"pixels"[..], form.len()));
         drop(images);
         assert_eq!(admission.bytes_buffered(), 0);
     }
 
     #[test]
+    fn json_values_are_counted_before_they_are_read() {
+        for (json, values) in [
+            ("7", 1),
+            ("[0,0,0]", 4),
+            (r#"{"images":["a","b"],"top_k":1}"#, 5),
+            (r#"["[,{", "\",\\", "\\"]"#, 4),
+            (r#"["ends in a text\"#, 2),
+        ] {
+            assert_eq!(json_values(json.as_bytes()), values, "{json}");
+        }
+    }
+
+    #[test]
     fn base64_comes_plain_wrapped_unpadded_or_as_data_uri() {
         let limits = crate::config::Config::default().limits;
-        let body = super::super::admission::Admission::new(&limits).buffer().freeze();
+        let body = super::super::admission::Admission::new(&limits, 1).buffer().freeze();
         for text in ["aGk=", "aGk", "aG\nk=", "data:image/png;base64,aGk=", " aGk= "] {
             assert_eq!(from_base64(&body, "image", text).unwrap(), "hi");
         }

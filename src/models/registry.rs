@@ -98,14 +98,20 @@ impl Registry {
         let names = self.names().join(", ");
         let named = config.models.keys().map(|name| (format!("models.{name}"), Some(name)));
         let defaults = [
-            ("default_classifier".to_owned(), config.default_classifier.as_ref()),
-            ("default_zero_shot".to_owned(), config.default_zero_shot.as_ref()),
+            ("default_classifier", config.default_classifier.as_ref(), Task::ImageClassification),
+            ("default_zero_shot", config.default_zero_shot.as_ref(), Task::ZeroShotImageClassification),
         ];
-        let unknown = named.chain(defaults).filter_map(|(key, name)| {
+        let all = named.chain(defaults.map(|(key, name, _)| (key.to_owned(), name)));
+        let unknown = all.filter_map(|(key, name)| {
             let name = name.filter(|name| !self.entries.contains_key(*name))?;
             Some(format!("{key}: there is no folder '{name}' in {dir}, which holds {names}"))
         });
-        unknown.collect()
+        let unfit = defaults.into_iter().filter_map(|(key, name, wanted)| {
+            let (name, entry) = self.entries.get_key_value(name?)?;
+            let fits = entry.description.as_ref()?.task == wanted;
+            (!fits).then(|| format!("{key}: {}", self.wrong_task(name, wanted)))
+        });
+        unknown.chain(unfit).collect()
     }
 
     /// Loads one model after the other. Blocks; the models before the failing one stay loaded.
@@ -201,11 +207,6 @@ impl Registry {
         self.entries.keys().cloned().collect()
     }
 
-    /// The task of the model called `name`, if its folder could be read.
-    pub fn task(&self, name: &str) -> Option<Task> {
-        Some(self.entries.get(name)?.description.as_ref()?.task)
-    }
-
     /// The default model for `task`.
     pub fn default_for(&self, task: Task) -> Option<&str> {
         match task {
@@ -282,6 +283,17 @@ mod tests {
         let mistakes = Registry::scan(&config).err().unwrap();
         assert!(
             mistakes[0].starts_with("models.vit: ") && mistakes[1].starts_with("default_zero_shot: "),
+            "{mistakes:?}"
+        );
+    }
+
+    #[test]
+    fn a_default_for_another_task_is_a_mistake() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
+        let config = Config { default_classifier: Some("tiny-clip".to_owned()), ..config(&fixtures) };
+        let mistakes = Registry::scan(&config).err().unwrap();
+        assert!(
+            mistakes[0].starts_with("default_classifier: the model 'tiny-clip' is for zero-shot-image-classification"),
             "{mistakes:?}"
         );
     }

@@ -115,6 +115,60 @@ fn bodies_over_the_limit_are_refused_with_both_numbers() {
 }
 
 #[test]
+fn json_of_very_many_values_is_refused_before_it_is_read() {
+    let server = tiny();
+    let body = format!("{{\"images\":[{}0]}}", "0,".repeat(5_000_000));
+    let request = server.post("/v1/classify").header("content-type", "application/json").body(body);
+    Answer::of(request).assert_error(400, "JSON values");
+    server.assert_serves();
+}
+
+#[test]
+fn nobody_is_told_to_send_a_body_that_is_refused() {
+    let server = Server::start_with(&["tiny-classifier"], |config| config.limits.max_body_bytes = 1_000_000);
+    let ask = |line: &str, headers: &str| {
+        server.exchange(format!("{line} HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\n{headers}\r\n").as_bytes())
+    };
+    for (line, headers, status) in [
+        ("POST /v1/classify", "content-length: 2000000\r\n", 413),
+        ("POST /v1/classify", "content-length: 1000\r\naccept: text/html\r\n", 406),
+        ("POST /v1/classify", "content-length: 1000\r\nx-request-timeout-ms: soon\r\n", 400),
+        ("POST /v1/clasify", "content-length: 1000\r\n", 404),
+        ("POST /v1/models", "content-length: 1000\r\n", 405),
+    ] {
+        let answer = ask(line, headers);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{line} {headers}: {answer}");
+    }
+    let mut stream = server.connect();
+    stream
+        .write_all(b"POST /v1/classify HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n")
+        .unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 100", "but who may come is");
+    server.assert_serves();
+}
+
+#[test]
+fn bodies_of_any_refused_request_are_read_so_that_the_answer_is() {
+    let server = tiny();
+    let body = vec![0; 4_000_000];
+    let refused = |path: &str, accept: &str| Answer::of(server.post(path).header("accept", accept).body(body.clone()));
+    refused("/v1/classify", "text/html").assert_error(406, "which the Accept header excludes");
+    refused("/v1/clasify", "*/*").assert_error(404, "there is nothing at /v1/clasify");
+    refused("/v1/models", "*/*").assert_error(405, "does not take that method");
+    server.assert_serves();
+}
+
+#[test]
+fn a_name_in_the_path_that_is_no_text_is_an_error_like_others() {
+    let server = tiny();
+    for path in ["/readyz/%FF", "/v1/models/%FF"] {
+        server.get_json(path).assert_error(400, "UTF-8");
+    }
+}
+
+#[test]
 fn a_body_that_trickles_in_gets_408() {
     let server =
         Server::start_with(&["tiny-classifier"], |config| config.limits.body_timeout = Duration::from_millis(200));

@@ -121,6 +121,18 @@ fn connections_beyond_the_limit_wait_for_their_turn() {
     assert_eq!(third, 200);
 }
 
+#[test]
+fn a_client_that_does_not_read_its_answers_loses_its_connection() {
+    let server = Server::start_with(&["tiny-classifier"], |config| {
+        config.limits.max_connections = 1;
+        config.limits.idle_timeout = Duration::from_millis(300);
+    });
+    let mut stream = server.connect();
+    // More than the system holds for both ends.
+    stream.write_all("GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n\r\n".repeat(40).as_bytes()).unwrap();
+    server.assert_serves();
+}
+
 /// Asks something, so that the connection has certainly been accepted.
 fn server_sees(mut stream: &std::net::TcpStream) {
     use std::io::Read;

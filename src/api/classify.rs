@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use super::AppState;
 use super::error::ApiError;
 use super::observe::Answered;
-use super::openapi::{ClassifyJson, ClassifyMultipart, ClassifyQuery, InferenceFailure};
+use super::openapi::{ClassifyJson, ClassifyMultipart, ClassifyQuery, ImageBytes, InferenceFailure};
 use super::upload::Upload;
 use crate::models::{Classifier, PredictError, Ticket, Timings};
 use crate::postprocess::{FunctionToApply, Prediction};
@@ -49,7 +49,7 @@ pub struct ImageResult {
         ("x-request-timeout-ms" = Option<u64>, Header, description = "Shortens the server's deadline, never lengthens it"),
     ),
     request_body(content(
-        (Vec<u8> = "application/octet-stream"), (ClassifyMultipart = "multipart/form-data"), (ClassifyJson = "application/json"),
+        (ImageBytes = "application/octet-stream"), (ClassifyMultipart = "multipart/form-data"), (ClassifyJson = "application/json"),
     )),
     responses(
         (status = 200, description = "The labels", body = ClassifyResponse, headers(

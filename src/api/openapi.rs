@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::http::header;
 use axum::response::IntoResponse;
+use serde::Serialize;
 use utoipa::{IntoParams, IntoResponses, OpenApi, ToSchema};
 
 use super::error::Problem;
@@ -110,6 +111,22 @@ pub(super) enum InferenceFailure {
     DeadlinePassed(Problem),
 }
 
+/// An image as it is: a JPEG, PNG, WebP, GIF, BMP or TIFF.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "describes the body, never built")]
+pub(super) struct ImageBytes(Vec<u8>);
+
+/// One text, or several.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(example = json!(["a cat", "a cup of coffee"]))]
+#[expect(dead_code, reason = "describes JSON, never built")]
+pub(super) enum Texts {
+    One(String),
+    Several(Vec<String>),
+}
+
 /// A classify request as a form.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes the form, never built")]
@@ -144,8 +161,8 @@ pub(super) struct ZeroShotMultipart {
     /// The image; any field name serves, and several files are several images.
     #[schema(value_type = String, format = Binary, content_media_type = "application/octet-stream")]
     image: Vec<u8>,
-    /// The candidate labels, a field each.
-    labels: Vec<String>,
+    /// The candidate labels, a field each, if the query has none.
+    labels: Option<Vec<String>>,
     hypothesis_template: Option<Vec<String>>,
     model: Option<String>,
     #[schema(minimum = 1)]
@@ -160,11 +177,10 @@ pub(super) struct ZeroShotJson {
     image: Option<String>,
     /// Several such images.
     images: Option<Vec<String>>,
-    /// The candidate labels.
-    #[schema(example = json!(["a cat", "a cup of coffee"]))]
-    labels: Vec<String>,
-    /// Templates with one `{}` each; a single text serves too.
-    hypothesis_template: Option<Vec<String>>,
+    /// The candidate labels, if the query has none.
+    labels: Option<Texts>,
+    /// Templates with one `{}` each.
+    hypothesis_template: Option<Texts>,
     model: Option<String>,
     #[schema(minimum = 1)]
     top_k: Option<i64>,

@@ -8,7 +8,7 @@ use axum::response::Response;
 use super::AppState;
 use super::classify::{ClassifyResponse, in_time, place_error, respond};
 use super::error::ApiError;
-use super::openapi::{InferenceFailure, ZeroShotJson, ZeroShotMultipart, ZeroShotQuery};
+use super::openapi::{ImageBytes, InferenceFailure, ZeroShotJson, ZeroShotMultipart, ZeroShotQuery};
 use super::parameters::Parameters;
 use super::upload::Upload;
 use crate::config::Limits;
@@ -26,7 +26,7 @@ const PARAMETERS: &str = "model, labels, hypothesis_template, top_k";
         ("x-request-timeout-ms" = Option<u64>, Header, description = "Shortens the server's deadline, never lengthens it"),
     ),
     request_body(content(
-        (Vec<u8> = "application/octet-stream"), (ZeroShotMultipart = "multipart/form-data"), (ZeroShotJson = "application/json"),
+        (ImageBytes = "application/octet-stream"), (ZeroShotMultipart = "multipart/form-data"), (ZeroShotJson = "application/json"),
     )),
     responses(
         (status = 200, description = "The labels' scores", body = ClassifyResponse, headers(

@@ -1,7 +1,7 @@
 //! A worker: an operating-system thread that owns one model, takes batches and sends each job its own answer.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ const REBUILD_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::f
 pub struct Worker {
     name: String,
     thread: JoinHandle<()>,
+    crew: mpsc::Sender<Crew>,
     state: Arc<WorkerState>,
 }
 
@@ -43,24 +44,36 @@ impl std::fmt::Display for Straggler {
 }
 
 impl Worker {
-    /// Starts a thread that serves `queue` with `model` until its crew is relieved, or the queue is closed and empty.
-    /// After a failed run the model is replaced by what `rebuild` returns.
+    /// Starts a thread that serves `queue` with `model`, from [`Self::begin`] on, until its crew is relieved, or the queue is closed and
+    /// empty. After a failed run the model is replaced by what `rebuild` returns. One that is dropped before it has begun ends.
     ///
     /// # Errors
     /// The operating system starts no more threads.
     pub fn spawn<M: Model>(
         name: String,
         queue: Arc<BatchQueue<M>>,
-        (crew, role): (Crew, Role),
-        model: M,
+        role: Role,
+        mut model: M,
         rebuild: impl Fn() -> Result<M, String> + Send + 'static,
     ) -> std::io::Result<Self> {
         let state = Arc::new(WorkerState::default());
         let thread_state = Arc::clone(&state);
         let thread_name = name.clone();
-        let run = move || work(&thread_name, &queue, (crew, role), model, rebuild, &thread_state);
+        let (crew, begun) = mpsc::channel();
+        let run = move || {
+            warm_up(&mut model);
+            if let Ok(crew) = begun.recv() {
+                work(&thread_name, &queue, (crew, role), model, rebuild, &thread_state);
+            }
+        };
         let thread = std::thread::Builder::new().name(name.clone()).spawn(run)?;
-        Ok(Self { name, thread, state })
+        Ok(Self { name, thread, crew, state })
+    }
+
+    /// Takes up work as one of `crew`.
+    pub fn begin(&self, crew: Crew) {
+        // A thread that has ended shows as such.
+        let _ = self.crew.send(crew);
     }
 
     /// Why the worker cannot answer at present, if it cannot: its model broke and could not be rebuilt yet.
@@ -91,7 +104,6 @@ fn work<M: Model>(
     rebuild: impl Fn() -> Result<M, String>,
     state: &WorkerState,
 ) {
-    warm_up(&mut model);
     while let Some(batch) = queue.next_batch(crew, role) {
         *lock(&state.busy_since) = Some(Instant::now());
         let healthy = run_batch(name, queue, (crew, role), &mut model, batch);
@@ -228,10 +240,10 @@ mod tests {
 
     fn start(max_batch_size: usize, gate: Option<mpsc::Receiver<()>>) -> (Arc<BatchQueue<Doubler>>, Worker) {
         let queue = Arc::new(BatchQueue::new(100, QueueMetrics::default(), Arc::default()));
-        let crew = (queue.relieve(BatchPolicy::up_to(max_batch_size), 1), Role::Any);
         let rebuild = || Ok(Doubler { gate: None, generation: 2 });
         let model = Doubler { gate, generation: 1 };
-        let worker = Worker::spawn("worker-0".to_owned(), Arc::clone(&queue), crew, model, rebuild).unwrap();
+        let worker = Worker::spawn("worker-0".to_owned(), Arc::clone(&queue), Role::Any, model, rebuild).unwrap();
+        worker.begin(queue.relieve(BatchPolicy::up_to(max_batch_size), 1));
         (queue, worker)
     }
 
@@ -241,6 +253,20 @@ mod tests {
         let permit = None;
         queue.push(Job { input, deadline, reply, permit }).unwrap();
         answer
+    }
+
+    #[test]
+    fn a_worker_that_does_not_begin_leaves_the_work_to_those_there_are() {
+        let (queue, worker) = start(8, None);
+        let model = Doubler { gate: None, generation: 9 };
+        let idle =
+            Worker::spawn("idle".to_owned(), Arc::clone(&queue), Role::Any, model, || Err(String::new())).unwrap();
+        assert_eq!(push(&queue, 1).blocking_recv().unwrap().unwrap().output, (2, 1));
+        let Worker { thread, crew, .. } = idle;
+        drop(crew);
+        thread.join().unwrap();
+        assert!(!worker.is_finished());
+        queue.close();
     }
 
     #[test]
@@ -290,7 +316,9 @@ mod tests {
         let (let_go, held) = mpsc::channel::<()>();
         let spawn = |role, generation, rebuild: Box<dyn Fn() -> Result<Doubler, String> + Send>| {
             let model = Doubler { gate: None, generation };
-            Worker::spawn("worker".to_owned(), Arc::clone(&queue), (crew, role), model, rebuild).unwrap()
+            let worker = Worker::spawn("worker".to_owned(), Arc::clone(&queue), role, model, rebuild).unwrap();
+            worker.begin(crew);
+            worker
         };
         let rebuild_solo = move || {
             held.recv().unwrap();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 use utoipa::ToSchema;
 
 use super::first::First;
@@ -21,6 +22,9 @@ use super::{LoadContext, LoadError, Stop, Ticket};
 use crate::batching::{Announcement, Answer, BatchQueue, InferenceError, Job, Role, Straggler, Worker};
 use crate::config::ModelSettings;
 use crate::runtime::{ExecutionProvider, OnnxFile, Precision, give_back_freed_memory};
+
+/// How often a thread that waits for an answer looks for it.
+const POLL: Duration = Duration::from_millis(1);
 
 /// What `GET /v1/models` tells of one graph.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -106,11 +110,16 @@ impl<B: Binding> Engine<B> {
     pub(super) fn start(context: &LoadContext, source: &EngineSource<'_>, binding: &B) -> Result<Self, LoadError> {
         let settings = source.settings;
         let int8 = int8_of(source.file).filter(|_| settings.tuning.int8);
-        let files = Files { graph: source.file.to_path_buf(), int8 };
+        let mut files = Files { graph: source.file.to_path_buf(), int8 };
         let graph = OnnxFile::read(&files.graph)?;
         let open_inputs = graph.open_inputs.clone();
         let int8 = files.int8.as_deref().map(|path| StoredGraph::of(OnnxFile::read(path)?, path, source.folder));
-        let stored = (StoredGraph::of(graph, &files.graph, source.folder)?, int8.transpose()?);
+        let int8 = int8.and_then(|int8| {
+            // Tuning would only have tried it.
+            int8.inspect_err(|error| tracing::warn!(model = source.model, %error, "the int8 graph is left out")).ok()
+        });
+        files.int8 = files.int8.filter(|_| int8.is_some());
+        let stored = (StoredGraph::of(graph, &files.graph, source.folder)?, int8);
         let hashes: Vec<String> = std::iter::once(&stored.0).chain(&stored.1).map(|one| one.sha256.clone()).collect();
         let cache = TuningCache::new(&context.cache_dir, source, &hashes, &context.runtime.library);
         let opener = Opener {
@@ -176,7 +185,6 @@ impl<B: Binding> Engine<B> {
             sessions.iter().flat_map(|session| session.batch_sizes.iter().copied()).collect();
         batch_sizes_warmed.sort_unstable();
         batch_sizes_warmed.dedup();
-        let crew = self.queue.relieve(policy, plan.instances);
         let mut workers = Vec::with_capacity(sessions.len());
         for (instance, Warmed { model, .. }) in sessions.into_iter().enumerate() {
             let (role, name) = match plan.role() {
@@ -193,10 +201,13 @@ impl<B: Binding> Engine<B> {
                 session.map(|session| session.model).ok_or_else(|| "no session was opened".to_owned())
             };
             let name = format!("{}/{}/{name}", self.name.0, self.name.1);
-            let worker = Worker::spawn(name, Arc::clone(&self.queue), (crew, role), model, rebuild)
+            let worker = Worker::spawn(name, Arc::clone(&self.queue), role, model, rebuild)
                 .map_err(|error| LoadError::System(format!("no worker thread could be started: {error}")))?;
             workers.push(worker);
         }
+        // Not before all are there: if one cannot be started, those that there were go on.
+        let crew = self.queue.relieve(policy, plan.instances);
+        workers.iter().for_each(|worker| worker.begin(crew));
         tracing::info!(
             model = self.name.0,
             graph = self.name.1,
@@ -339,14 +350,23 @@ impl Pending {
         Self::check(self.0.await.unwrap_or(Err(InferenceError::Closed))?)
     }
 
-    /// Waits for the answer, off the async runtime.
-    pub(super) fn blocking_answer(self) -> Result<Answer<Vec<f32>>, InferenceError> {
-        Self::check(self.0.blocking_recv().unwrap_or(Err(InferenceError::Closed))?)
+    /// Waits for the answer until `deadline`, off the async runtime.
+    pub(super) fn blocking_answer(mut self, deadline: Instant) -> Result<Answer<Vec<f32>>, InferenceError> {
+        loop {
+            match self.0.try_recv() {
+                Ok(answer) => return Self::check(answer?),
+                Err(TryRecvError::Closed) => return Err(InferenceError::Closed),
+                // Nobody takes jobs from the queue, whose deadline has passed too, while a model cannot be rebuilt.
+                Err(TryRecvError::Empty) if deadline <= Instant::now() => return Err(InferenceError::DeadlineExceeded),
+                Err(TryRecvError::Empty) => std::thread::sleep(POLL),
+            }
+        }
     }
 
     fn check(answer: Answer<Vec<f32>>) -> Result<Answer<Vec<f32>>, InferenceError> {
-        if answer.output.iter().any(|value| value.is_nan()) {
-            return Err(InferenceError::Failed("the graph's output is not a number (NaN)".to_owned()));
+        // Below everything a logit may be: a class that is ruled out.
+        if answer.output.iter().any(|value| value.is_nan() || *value == f32::INFINITY) {
+            return Err(InferenceError::Failed("the graph's output is no finite number (NaN or infinite)".to_owned()));
         }
         Ok(answer)
     }

@@ -124,6 +124,8 @@ impl Entry {
         let mut description = self.description.clone();
         if let (Some(description), Some(LoadedModel::ZeroShot(model))) = (&mut description, current.model()) {
             description.logit_scale = Some(model.scoring.logit_scale);
+            description.logit_bias =
+                description.logit_bias.or(Some(model.scoring.logit_bias).filter(|&bias| bias != 0.0));
         }
         ModelInfo { name: name.to_owned(), state, reason, description, graphs }
     }

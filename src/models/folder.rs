@@ -195,7 +195,9 @@ fn read_dual_encoder(
         .map_err(|error| FolderError::new("tokenizer.json", format!("cannot be read: {error}")))?;
     let tokenizer = Tokenizer::from_bytes(&json, max_text_length)
         .map_err(|error| FolderError::new("tokenizer.json", format!("is no tokenizer: {error}")))?;
-    let pad_token_id = config.pointer("/text_config/pad_token_id").and_then(Value::as_i64);
+    // The reference pads with the tokenizer's token; SigLIP 2 has another than its configuration's default.
+    let pad_token_id = read_pad_token(path, &tokenizer)?
+        .or_else(|| config.pointer("/text_config/pad_token_id").and_then(Value::as_i64));
     Ok(FolderContent::DualEncoder(Box::new(DualEncoderFolder {
         vision_graph,
         text_graph,
@@ -211,6 +213,13 @@ fn read_dual_encoder(
         logit_bias,
         function_to_apply: if siglip { FunctionToApply::Sigmoid } else { FunctionToApply::Softmax },
     })))
+}
+
+/// The token that tokenizer_config.json names to fill prompts up with.
+fn read_pad_token(path: &Path, tokenizer: &Tokenizer) -> Result<Option<i64>, FolderError> {
+    let tokenizer_config = read_json(path, "tokenizer_config.json")?.unwrap_or(Value::Null);
+    let token = tokenizer_config.get("pad_token").map(|token| token.get("content").unwrap_or(token));
+    Ok(token.and_then(Value::as_str).and_then(|token| tokenizer.token_id(token)))
 }
 
 /// The smaller of what the tokenizer and the text encoder take, special tokens included.
@@ -354,6 +363,28 @@ mod tests {
         };
         assert_eq!(task("SiglipForImageClassification"), Task::ImageClassification);
         assert_eq!(task("SiglipModel"), Task::ZeroShotImageClassification);
+    }
+
+    #[test]
+    fn prompts_are_filled_up_with_the_tokenizers_own_token() {
+        let padding = |tokenizer_config: &str| {
+            let folder = tempfile::tempdir().unwrap();
+            for entry in std::fs::read_dir(fixture("tiny-siglip")).unwrap() {
+                let entry = entry.unwrap();
+                std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+            }
+            std::fs::write(folder.path().join("tokenizer_config.json"), tokenizer_config).unwrap();
+            let content = ModelFolder::open(folder.path(), &settings()).unwrap().content;
+            let FolderContent::DualEncoder(dual) = content else { panic!("tiny-siglip is a dual encoder") };
+            (dual.padding.token_id, dual.tokenizer.token_id("<unk>").unwrap())
+        };
+        let (named, unknown) = padding(r#"{"pad_token": "<unk>"}"#);
+        assert_eq!(named, unknown);
+        assert_eq!(padding(r#"{"pad_token": {"content": "<unk>", "lstrip": false}}"#).0, unknown);
+        let (configured, _) = padding("{}");
+        assert_ne!(configured, unknown);
+        assert_eq!(padding(r#"{"pad_token": "no such token"}"#).0, configured);
+        assert_eq!(padding(r#"{"pad_token": null}"#).0, configured);
     }
 
     #[test]

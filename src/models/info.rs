@@ -80,7 +80,7 @@ pub struct Description {
     /// The factor between cosines and logits; for zero-shot models, once it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logit_scale: Option<f32>,
-    /// What is added to logits; for SigLIP.
+    /// What is added to logits; for SigLIP, once it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logit_bias: Option<f32>,
 }

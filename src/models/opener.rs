@@ -172,6 +172,7 @@ impl<B: Binding> Opener<B> {
     }
 
     fn open_here(&self, plan: &Plan, wanted: &Use) -> Result<Vec<Warmed<B>>, LoadError> {
+        let wanted = &Use { sizes: self.met(wanted.sizes), ..*wanted };
         // Convolutions are planned anew whenever the batch's size is another than before, which takes many times as long as running
         // them: two sessions of one size each do better than one of all.
         let filled = match wanted.sizes {
@@ -194,6 +195,14 @@ impl<B: Binding> Opener<B> {
             warmed.append(&mut self.warm(&mut vec![model; runs], wanted)?);
         }
         Ok(warmed)
+    }
+
+    /// The sizes that a session meets which cannot be opened for one alone.
+    fn met(&self, sizes: BatchSizes) -> BatchSizes {
+        match sizes {
+            BatchSizes::Only(size) if size > 1 && !self.can_fix_batch_size() => BatchSizes::UpTo(size),
+            sizes => sizes,
+        }
     }
 
     /// A session for batches of these sizes, which leaves open as little as there can be; or, where CUDA can capture it, what the graph
@@ -247,9 +256,11 @@ impl<B: Binding> Opener<B> {
         let warm = |model: &mut GraphModel<B>| {
             let batch_sizes = model.batch_sizes(wanted.sizes.to_run());
             let mut output_width = 0;
+            let reading = model.graph.may_read_files();
             for &size in &batch_sizes {
                 output_width = model.run_samples(size)?;
             }
+            drop(reading);
             model.graph.let_go_of_files();
             Ok(Warmed { model: model.clone(), batch_sizes, output_width })
         };

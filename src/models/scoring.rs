@@ -26,15 +26,16 @@ const PROBES: [&str; 8] = ["a", "red", "a photo of a dog", "2", "the sea at nigh
 const TOLERANCE: f32 = 1e-2;
 
 impl Scoring {
-    /// What the folder says, or else what its combined graph does.
+    /// What the folder says, if it says all, or else what its combined graph does.
     pub(super) fn of(
         context: &LoadContext,
         folder: &DualEncoderFolder,
         binding: &TokenBinding,
     ) -> Result<Self, LoadError> {
         let function_to_apply = folder.function_to_apply;
-        if let Some(logit_scale) = folder.logit_scale {
-            let logit_bias = folder.logit_bias.unwrap_or(0.0);
+        // CLIP has none.
+        let no_bias = (function_to_apply != FunctionToApply::Sigmoid).then_some(0.0);
+        if let (Some(logit_scale), Some(logit_bias)) = (folder.logit_scale, folder.logit_bias.or(no_bias)) {
             return Ok(Self { logit_scale, logit_bias, function_to_apply });
         }
         let missing = || RuntimeError::Graph("config.json: logit_scale is missing".to_owned());

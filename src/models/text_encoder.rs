@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures_util::future::try_join_all;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
@@ -19,9 +19,9 @@ use crate::runtime::{Pinning, PixelTable, Tensor, TensorSpec};
 use crate::telemetry::ModelMetrics;
 use crate::text::{Embedding, EmbeddingCache, Tokenizer};
 
-/// So many prompts of one request wait in the queue at a time, or half of what it holds: others' come in between, and what has been computed
-/// by then is kept if the rest is not.
-const MOST_AT_ONCE: usize = 1024;
+/// So many prompts of one request wait in the queue at a time, or half of what it holds: others' come in between, and those are computed and
+/// kept for which there is time, even if there is none for the rest.
+const MOST_AT_ONCE: usize = 256;
 
 /// The text side of a dual encoder.
 pub(super) struct TextEncoder {
@@ -115,26 +115,16 @@ impl TextEncoder {
             let encode = |prompt: String| tokenizer.encode(&prompt).map(|tokens| (prompt, tokens));
             prompts.into_iter().map(encode).collect::<Result<Vec<_>, _>>()
         };
-        let mut encoded = pool.run(encode).await??;
-        let mut embeddings = HashMap::with_capacity(encoded.len());
+        let encoded = pool.run(encode).await??;
         let most = (self.engine.settings.max_queue_size / 2).clamp(1, MOST_AT_ONCE);
-        while !encoded.is_empty() {
-            let some = encoded.split_off(encoded.len().saturating_sub(most));
-            let submit = |(prompt, tokens)| {
-                let (reply, pending) = Pending::new();
-                self.engine.submit(tokens, ticket.clone(), reply)?;
-                Ok((prompt, pending))
-            };
-            let (prompts, pending): (Vec<String>, Vec<Pending>) =
-                some.into_iter().map(submit).collect::<Result<_, PredictError>>()?;
-            let answers = try_join_all(pending.into_iter().map(Pending::answer)).await?;
-            for (prompt, answer) in prompts.into_iter().zip(answers) {
-                let embedding = unit(answer.output);
-                self.cache.insert(arithmetic, prompt.clone(), Arc::clone(&embedding));
-                embeddings.insert(prompt, embedding);
-            }
-        }
-        Ok(embeddings)
+        let embed = |(prompt, tokens): (String, Vec<i64>)| async move {
+            let (reply, pending) = Pending::new();
+            self.engine.submit(tokens, ticket.clone(), reply)?;
+            let embedding = unit(pending.answer().await?.output);
+            self.cache.insert(arithmetic, prompt.clone(), Arc::clone(&embedding));
+            Ok((prompt, embedding))
+        };
+        stream::iter(encoded).map(embed).buffer_unordered(most).try_collect().await
     }
 }
 

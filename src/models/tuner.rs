@@ -81,7 +81,7 @@ impl<B: Binding> Engine<B> {
         let deadline = Instant::now() + ANSWERS;
         let pending: Vec<_> =
             items.iter().map(|item| self.submit_ahead(item.clone(), deadline)).collect::<Result<_, _>>()?;
-        pending.into_iter().map(|pending| Ok(pending.blocking_answer()?.output)).collect()
+        pending.into_iter().map(|pending| Ok(pending.blocking_answer(deadline)?.output)).collect()
     }
 
     /// Measures one stage of what the settings leave open, and goes over to the best of it. Blocks for some seconds, in which the

@@ -43,7 +43,7 @@ pub struct Speed {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Tuning {
     /// From an earlier start, on the same machine with the same files and settings.
-    #[serde(skip_deserializing, default)]
+    #[serde(default)]
     pub cached: bool,
     /// Everything that was measured.
     pub candidates: Vec<Candidate>,
@@ -241,6 +241,10 @@ pub(super) fn gains_end(speeds: &[Speed]) -> bool {
 
 /// Compares probabilities with those of f32, a row an item: the furthest that one moved, and why that is too far, if it is.
 pub(super) fn judge(reference: &[Vec<f32>], rows: &[Vec<f32>], settings: &TuningSettings) -> (f64, Option<String>) {
+    let lengths = |rows: &[Vec<f32>]| rows.iter().map(Vec::len).collect::<Vec<_>>();
+    if lengths(reference) != lengths(rows) {
+        return (f64::INFINITY, Some("its answers have not as many values".to_owned()));
+    }
     let mut shift: f64 = 0.0;
     let mut changed = 0;
     for (wanted, row) in reference.iter().zip(rows) {
@@ -466,5 +470,6 @@ mod tests {
         assert!(judge(&[0.60, 0.40], &[0.40, 0.60]).1.unwrap().contains("another label comes first"));
         assert_eq!(judge(&[0.51, 0.49], &[0.49, 0.51]).1, None, "a near tie may turn");
         assert!(judge(&[0.5, 0.5], &[f32::NAN, 0.5]).1.is_some());
+        assert!(judge(&[0.5, 0.5], &[0.5, 0.5, 0.0]).1.unwrap().contains("not as many values"));
     }
 }

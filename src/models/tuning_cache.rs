@@ -52,9 +52,8 @@ impl TuningCache {
 
 /// What the folder's other files say of the model: how inputs are made, which fidelity was judged on, and what becomes of outputs.
 fn descriptions(folder: &Path) -> Vec<u8> {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
-        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
-        .unwrap_or_default();
+    let entries = [folder.to_path_buf(), folder.join("onnx")].map(std::fs::read_dir).into_iter().flatten().flatten();
+    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "json"));
     files.sort_unstable();
     files.iter().filter_map(|file| std::fs::read(file).ok()).flatten().collect()

@@ -32,7 +32,7 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, De
     limits.check(size)?;
     let mut indices = vec![0; decoder.buffer_size()];
     decoder.read_into_buffer(&mut indices).map_err(failed)?;
-    let palette = decoder.palette().map(colours).unwrap_or_else(|_| gray_ramp());
+    let palette = decoder.palette().map(colours).map_err(failed)?;
     let colour = |index: usize| Rgb(palette.get(index).copied().unwrap_or_default());
     let mut image = RgbImage::from_pixel(size.0, size.1, colour(transparent));
     for (y, row) in (top..).zip(indices.chunks_exact(width as usize)) {
@@ -45,11 +45,6 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, De
 
 fn colours(palette: &[u8]) -> Vec<[u8; 3]> {
     palette.as_chunks::<3>().0.to_vec()
-}
-
-/// What Pillow takes for the palette of a file without one.
-fn gray_ramp() -> Vec<[u8; 3]> {
-    (0..=255).map(|gray| [gray; 3]).collect()
 }
 
 fn failed(error: DecodingError) -> DecodeError {

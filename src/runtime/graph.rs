@@ -19,11 +19,12 @@ use super::class_token::at_class_token;
 use super::cuda_graph::opening;
 use super::feed_forward::in_blocks;
 use super::mapped_files::{let_go_of_mapped, may_map};
+use super::onnx_graph::Model;
 use super::refused::without_refused;
 use super::shared_session::{Capture, Gpu, SharedSession};
 use super::side_by_side::side_by_side;
 use super::transposed::with_transposed;
-use super::weights_in_file::{Slim, with_weights_in_file};
+use super::weights_in_file::{Slim, has_linked_weights, with_weights_in_file};
 use super::wide_pool::without_wide_pools;
 use super::{ExecutionProvider, OnnxFile, Precision, Runtime, RuntimeError, SessionOptions};
 
@@ -118,7 +119,7 @@ impl Graph {
         let (substitutes, mapped) = substitutes(path, options)?;
         let why_not =
             |reason: &dyn Display| tracing::debug!(file = %path.display(), %reason, "it is opened more as it is");
-        let opened = substitutes.into_iter().find_map(|slim| {
+        let opened = substitutes.into_iter().filter(has_names_of_its_own).find_map(|slim| {
             let opened = open(Some(slim)).inspect_err(|error| why_not(error)).ok();
             // The cpu provider, which gets what others leave, would use weights where they lie in the file, at any address.
             opened.filter(|(_, counts)| {
@@ -152,6 +153,11 @@ impl Graph {
         drop(mapping);
         graph.let_go_of_files();
         Ok(graph)
+    }
+
+    /// To be held while a run may read the graph's files: nobody lets go of files meanwhile.
+    pub fn may_read_files(&self) -> impl Sized + use<> {
+        may_map()
     }
 
     /// Lets go of the pages of the graph's files that have been read, which is done when it is opened, and by the first run of each
@@ -221,8 +227,8 @@ impl Graph {
 /// What may be opened in the place of the graph in the file `path`, the best first, and the files that OpenVINO maps for all that.
 fn substitutes(path: &Path, options: &SessionOptions) -> Result<(Vec<Slim>, Vec<PathBuf>), RuntimeError> {
     let is_openvino = options.provider == ExecutionProvider::OpenVino;
-    // Others make fewer copies, so for them it is done only where pictures shall come as bytes.
-    let shall_be_slim = is_openvino || options.pixel_table.is_some();
+    // Others make fewer copies, so for them it is done only where pictures shall come as bytes, or where weights would not be found.
+    let shall_be_slim = is_openvino || options.pixel_table.is_some() || has_linked_weights(path)?;
     let slim = if shall_be_slim { with_weights_in_file(path)? } else { None };
     let mut mapped = Vec::new();
     if is_openvino {
@@ -256,6 +262,12 @@ fn substitutes(path: &Path, options: &SessionOptions) -> Result<(Vec<Slim>, Vec<
         None => slim,
     };
     Ok((transposed.into_iter().chain(slim).collect(), mapped))
+}
+
+/// Has no value the name of another? Of two initializers ONNX Runtime takes the latter, so a name that was there before would be a wrong
+/// answer.
+fn has_names_of_its_own(slim: &Slim) -> bool {
+    Model::read(&slim.bytes).is_ok_and(|model| model.graph.names().is_some())
 }
 
 fn run_error(error: ort::Error) -> RuntimeError {

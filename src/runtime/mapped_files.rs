@@ -10,7 +10,7 @@ static MAPPING: RwLock<()> = RwLock::new(());
 /// Files to let go of as soon as nobody maps any.
 static PENDING: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// To be held while a session is opened or closed.
+/// To be held while a session is opened or closed, and in the first run of a batch size.
 pub(super) fn may_map() -> RwLockReadGuard<'static, ()> {
     MAPPING.read().unwrap_or_else(PoisonError::into_inner)
 }

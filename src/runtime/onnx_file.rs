@@ -162,7 +162,9 @@ impl<R: BufRead + Seek> Message<'_, R> {
                 let attribute = message.nested(length, |attribute| attribute.attribute())?;
                 let Some((name, numbers)) = attribute else { return Ok(true) };
                 match name.as_str() {
-                    "kernel_shape" => window = numbers.into_iter().min(),
+                    // A window over a sequence may be as long as a picture's side, and shorter than the sequence.
+                    "kernel_shape" if numbers.len() == 2 => window = numbers.into_iter().min(),
+                    "kernel_shape" => is_plain = false,
                     "ceil_mode" => goes_beyond = numbers == [1],
                     "pads" => is_plain &= numbers.iter().all(|&pad| pad == 0),
                     "dilations" => is_plain &= numbers.iter().all(|&step| step == 1),
@@ -264,7 +266,8 @@ impl<R: BufRead + Seek> Message<'_, R> {
             }
             _ => Ok(false),
         })?;
-        *found.parameters.entry(element_type(kind).0).or_default() += values;
+        let stored = found.parameters.entry(element_type(kind).0).or_default();
+        *stored = stored.saturating_add(values);
         Ok(())
     }
 

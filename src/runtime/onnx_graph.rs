@@ -150,8 +150,12 @@ impl Graph {
 
     /// The names of all its values; `None` if some have the same.
     pub(super) fn names(&self) -> Option<BTreeSet<&str>> {
-        let initializers = self.initializers.iter().map(|tensor| tensor.name.as_str());
-        let mut names: BTreeSet<_> = initializers.chain(self.inputs.keys().map(String::as_str)).collect();
+        let mut names = BTreeSet::new();
+        if !self.initializers.iter().all(|tensor| names.insert(tensor.name.as_str())) {
+            return None;
+        }
+        // In old versions, initializers are inputs too.
+        names.extend(self.inputs.keys().map(String::as_str));
         let mut outputs = self.nodes.iter().flat_map(|node| &node.outputs).filter(|name| !name.is_empty());
         outputs.all(|name| names.insert(name)).then_some(names)
     }
@@ -249,6 +253,9 @@ impl Node {
             }
             Ok(true)
         })?;
+        if outputs.is_empty() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         is_scalar &= operator == "Constant";
         if !is_default(&domain) {
             operator = format!("{domain}.{operator}");

@@ -159,6 +159,27 @@ mod tests {
     }
 
     #[test]
+    fn a_graph_whose_own_names_would_be_given_again_is_opened_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut nodes = filled_up();
+        nodes.push(node("Add", &["over", "over/axes"], &["more over"], None));
+        let one = |name: &str| super::super::onnx_parts::sizes(name, &[7]);
+        let tensors = |slim: &Slim, more: &[Vec<u8>]| {
+            let mut model = Model::read(&slim.bytes).unwrap();
+            let mut graph = model.graph.without_nodes();
+            more.iter().for_each(|tensor| put_bytes(&mut graph, proto::graph::INITIALIZER, tensor));
+            nodes.iter().for_each(|node| put_bytes(&mut graph, proto::graph::NODE, node));
+            model.import("");
+            model.with_graph(&graph)
+        };
+        let slim = model(folder.path(), &filled_up(), 17);
+        for (name, is_distinct) in [("over/axes", false), ("others", true)] {
+            let rewritten = expressed_by_others(&tensors(&slim, &[one(name)])).unwrap().unwrap();
+            assert_eq!(Model::read(&rewritten).unwrap().graph.names().is_some(), is_distinct, "{name}");
+        }
+    }
+
+    #[test]
     fn what_is_not_refused_or_may_be_no_scalar_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let is_rewritten =

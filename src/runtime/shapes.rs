@@ -176,7 +176,9 @@ impl<'g> Shapes<'g> {
             }
             "Identity" | "Cast" => input(0)?.to_vec(),
             // What has more axes is no vector.
-            "Unsqueeze" if self.of(node.inputs.first()?)?.is_empty() => input(0)?.to_vec(),
+            "Unsqueeze" if self.of(node.inputs.first()?)?.is_empty() && self.has_one_axis(node, attributes) => {
+                input(0)?.to_vec()
+            }
             "Squeeze" if self.of(node.inputs.first()?)? == [Size::Number(1)] => input(0)?.to_vec(),
             "Concat" => {
                 let parts: Option<Vec<_>> = node.inputs.iter().map(|input| self.integers(input)).collect();
@@ -195,6 +197,14 @@ impl<'g> Shapes<'g> {
             }
             _ => return None,
         })
+    }
+
+    /// Is it a single axis that `node` is told?
+    fn has_one_axis(&self, node: &Node, attributes: &Attributes) -> bool {
+        match node.inputs.get(1) {
+            Some(axes) => self.integers(axes).is_some_and(|axes| axes.len() == 1),
+            None => attributes.0.get("axes").is_some_and(|axes| axes.len() == 1),
+        }
     }
 
     /// The shape of what `node` makes, if it can be told. `window` is that of the operators that have one.

@@ -34,7 +34,12 @@ pub(super) fn with_transposed(slim: &Slim, path: &Path, folder: &Path) -> Result
     if refused().contains(&slim.file) {
         return Ok(None);
     }
-    let Some(rewritten) = Rewritten::of(&slim.bytes, &slim.file).map_err(unreadable)? else { return Ok(None) };
+    let rewritten = match Rewritten::of(&slim.bytes, &slim.file) {
+        Ok(Some(rewritten)) => rewritten,
+        Ok(None) => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(None),
+        Err(error) => return Err(unreadable(error)),
+    };
     match rewritten.weights.written(&slim.file, folder) {
         Ok(file) => Ok(Some(Slim { bytes: rewritten.model, file })),
         Err(error) => {

@@ -1,12 +1,12 @@
 //! Files of weights in the cache folder: parts of a graph's file, some of them transposed. They are written once, found by later sessions,
 //! processes and starts, and go when nobody uses them any more.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
 
@@ -17,6 +17,10 @@ const REVISION: u32 = 1;
 
 /// Files of graphs that are no more, or have changed, go after so long.
 pub(super) const UNUSED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Another process that writes a file is waited for, so long, and looked after so often.
+const LONGEST_WRITING: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(20);
 
 /// Weights begin at multiples of it, as kernels like them.
 const ALIGNMENT: u64 = 64;
@@ -166,9 +170,15 @@ fn write_parts(parts: &[Part], source: &mut File, target: &mut impl Write) -> io
 
 /// The file `path`, new or what is left of an earlier one, while nobody else has it so.
 fn locked(path: &Path) -> io::Result<File> {
+    let give_up = Instant::now() + LONGEST_WRITING;
     loop {
         let file = File::options().create(true).truncate(false).write(true).open(path)?;
-        file.lock()?;
+        while let Err(error) = file.try_lock() {
+            match error {
+                TryLockError::WouldBlock if Instant::now() < give_up => std::thread::sleep(POLL),
+                error => return Err(error.into()),
+            }
+        }
         // Who had it before may have given it another name, or removed it.
         let is_still = |there: fs::Metadata| file.metadata().is_ok_and(|file| file.ino() == there.ino());
         if fs::metadata(path).is_ok_and(is_still) {

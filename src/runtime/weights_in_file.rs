@@ -23,7 +23,7 @@ pub(super) struct Slim {
 }
 
 impl Slim {
-    /// What `rewrite` makes of it, if anything; the errors are told of the file `path`.
+    /// What `rewrite` makes of it, if anything; what cannot be read as a graph stays as it is. Other errors are told of the file `path`.
     pub(super) fn rewritten(
         self,
         path: &Path,
@@ -32,6 +32,7 @@ impl Slim {
         match rewrite(&self.bytes) {
             Ok(Some(bytes)) => Ok(Self { bytes, ..self }),
             Ok(None) => Ok(self),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(self),
             Err(error) => Err(RuntimeError::Graph(format!("{}: {error}", path.display()))),
         }
     }
@@ -68,6 +69,13 @@ pub(super) fn with_weights_in_file(path: &Path) -> Result<Option<Slim>, RuntimeE
         }
     };
     slim().map_err(|error: io::Error| RuntimeError::Graph(format!("{}: {error}", path.display())))
+}
+
+/// Are there weights of the graph at `path` in files that its folder has only links to, as the Hub's cache does? ONNX Runtime 1.24 refuses
+/// them where they lead out of the folder.
+pub(super) fn has_linked_weights(path: &Path) -> Result<bool, RuntimeError> {
+    let external = OnnxFile::read(path)?.external_data;
+    Ok(external.iter().any(|name| path.with_file_name(name).is_symlink()))
 }
 
 impl<R: BufRead + Seek> Message<'_, R> {

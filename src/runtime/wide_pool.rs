@@ -107,6 +107,15 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_over_a_sequence_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let pool = with_integer(node("AveragePool", &["x"], &["out"], None), "ceil_mode", 1);
+        let pool = with_integers(with_integers(pool, "kernel_shape", &[784]), "strides", &[784]);
+        write_model(folder.path(), &[pool], &[], &[value("x", &[1, 3, 3136])], &[value("out", &[1, 3, 4])], 20);
+        assert_eq!(without_wide_pools(&folder.path().join("model.onnx"), None, 224).unwrap(), None);
+    }
+
+    #[test]
     fn a_node_without_room_is_left_alone() {
         let mut node = *b"\x0a\x01x\x12\x01y\x22\x0bAveragePool";
         let before = node;

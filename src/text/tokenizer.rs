@@ -23,6 +23,11 @@ impl Tokenizer {
         Ok(Self { inner, max_length })
     }
 
+    /// The id of the token that is written like this, if there is one.
+    pub fn token_id(&self, token: &str) -> Option<i64> {
+        self.inner.token_to_id(token).map(i64::from)
+    }
+
     /// The token ids of `prompt`, special tokens included.
     ///
     /// # Errors

@@ -45,6 +45,15 @@ pub fn models_dir(models: &[&str]) -> tempfile::TempDir {
     folder
 }
 
+/// A copy of a fixture model.
+pub fn copy_fixture(model: &str, folder: &Path) {
+    std::fs::create_dir(folder).unwrap();
+    for entry in std::fs::read_dir(fixtures().join("models").join(model)).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+    }
+}
+
 /// A configuration that gives the reference's answers and does not linger at its end.
 pub fn config(models_dir: &Path) -> Config {
     let mut config = Config { models_dir: models_dir.to_path_buf(), ..Config::default() };
@@ -65,7 +74,11 @@ impl Server {
 
     /// As [`Self::start`], with other settings.
     pub fn start_with(models: &[&str], change: impl FnOnce(&mut Config)) -> Self {
-        let models_dir = models_dir(models);
+        Self::start_in(models_dir(models), change)
+    }
+
+    /// As [`Self::start_with`], for the models of a folder.
+    pub fn start_in(models_dir: tempfile::TempDir, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = config(models_dir.path());
         change(&mut config);
         let (ready, is_ready) = mpsc::channel();

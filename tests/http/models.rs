@@ -8,7 +8,9 @@ use ocelli::runtime::{ExecutionProvider, Precision};
 use reqwest::blocking::multipart::{Form, Part};
 use serde_json::json;
 
-use crate::harness::{Answer, BLUE, GREEN, PATIENCE, RED, Server, config, fixtures, models_dir, picture, providers};
+use crate::harness::{
+    Answer, BLUE, GREEN, PATIENCE, RED, Server, config, copy_fixture, fixtures, models_dir, picture, providers,
+};
 
 #[test]
 fn a_model_tells_how_it_is_really_run() {
@@ -65,6 +67,39 @@ fn one_graph_with_both_encoders_answers_like_two() {
     assert!((split.score("blue") - combined.score("blue")).abs() < 1e-4, "{split:?} {combined:?}");
     let scale = server.get_json("/v1/models/tiny-combined-clip").json["logit_scale"].as_f64().unwrap();
     assert!((scale - 20.0).abs() < 1e-3, "read out of the graph: {scale}");
+}
+
+#[test]
+fn a_combined_graph_tells_what_the_folder_does_not() {
+    let models = models_dir(&[]);
+    let folder = models.path().join("tiny");
+    copy_fixture("tiny-combined-clip", &folder);
+    // As for SigLIP, whose scale is no use without its bias.
+    let config_json = json!({"model_type": "siglip", "logit_scale": 7, "text_config": {"max_position_embeddings": 16}});
+    std::fs::write(folder.join("config.json"), config_json.to_string()).unwrap();
+    let server = Server::start_in(models, |_| {});
+    let model = server.get_json("/v1/models/tiny").json;
+    let (scale, bias) = (model["logit_scale"].as_f64().unwrap(), model["logit_bias"].as_f64().unwrap_or(0.0));
+    assert!((scale - 20.0).abs() < 1e-2 && bias.abs() < 1e-2, "{model}");
+}
+
+#[test]
+fn weights_that_the_hubs_cache_has_links_to_are_read_by_every_provider() {
+    let runtime = ocelli::runtime::Runtime::load(None).unwrap();
+    for &device in runtime.providers.iter().filter(|device| device.is_on_cpu()) {
+        let models = models_dir(&[]);
+        let (blobs, snapshot) = (models.path().join(".blobs"), models.path().join("tiny"));
+        copy_fixture("tiny-external", &blobs);
+        std::fs::create_dir(&snapshot).unwrap();
+        for entry in std::fs::read_dir(&blobs).unwrap() {
+            let name = entry.unwrap().file_name();
+            // A blob has no name but its hash.
+            let blob = blobs.join(format!("blob of {}", name.to_string_lossy()));
+            std::fs::rename(blobs.join(&name), &blob).unwrap();
+            std::os::unix::fs::symlink(&blob, snapshot.join(&name)).unwrap();
+        }
+        Server::start_in(models, |config| config.model_defaults.device = Some(device)).assert_serves();
+    }
 }
 
 #[test]
@@ -238,21 +273,39 @@ fn an_int8_graph_is_measured_only_where_that_is_allowed() {
         }
         // What makes a graph int8 to the server is its name.
         std::fs::copy(fixture.join("model.onnx"), folder.join("model_int8.onnx")).unwrap();
-        let mut config = config(models.path());
-        config.model_defaults = ocelli::config::Config::default().model_defaults;
-        config.model_defaults.tuning.int8 = allowed;
-        // What the server asks itself to be measured by is more than that, and comes in all the same.
-        config.model_defaults.max_queue_size = 1;
-        config.cache_dir = models.path().join(".cache");
-        let (ready, is_ready) = mpsc::channel();
-        let server = Server::spawn(config, models, move |_| ready.send(()).unwrap());
-        is_ready.recv_timeout(PATIENCE).unwrap();
+        let server = Server::start_in(models, |config| {
+            config.model_defaults = ocelli::config::Config::default().model_defaults;
+            config.model_defaults.tuning.int8 = allowed;
+            // What the server asks itself to be measured by is more than that, and comes in all the same.
+            config.model_defaults.max_queue_size = 1;
+            config.cache_dir = config.models_dir.join(".cache");
+        });
         let graph = |server: &Server| server.get_json("/v1/models/tiny").json["graphs"][0].clone();
         server.wait_until("it has been measured", |server| graph(server)["tuning"].is_object());
         let tuned = graph(&server);
         let candidates = tuned["tuning"]["candidates"].as_array().unwrap();
         assert_eq!(candidates.iter().any(|candidate| candidate["precision"] == "int8"), allowed, "{tuned}");
         assert_eq!(tuned["precision"] == "int8", tuned["file"] == "model_int8.onnx", "{tuned}");
+        server.assert_serves();
+    }
+}
+
+#[test]
+fn an_int8_graph_that_cannot_be_used_is_left_out() {
+    let other = std::fs::read(fixtures().join("models/tiny-clip/vision_model.onnx")).unwrap();
+    for int8 in [&b"broken"[..], &other] {
+        let models = models_dir(&[]);
+        let folder = models.path().join("tiny");
+        copy_fixture("tiny-classifier", &folder);
+        std::fs::write(folder.join("model_int8.onnx"), int8).unwrap();
+        let server = Server::start_in(models, |config| {
+            config.model_defaults = ocelli::config::Config::default().model_defaults;
+            config.model_defaults.tuning.int8 = true;
+            config.cache_dir = config.models_dir.join(".cache");
+        });
+        let graph = |server: &Server| server.get_json("/v1/models/tiny").json["graphs"][0].clone();
+        server.wait_until("it has been measured", |server| graph(server)["tuning"].is_object());
+        assert_ne!(graph(&server)["precision"], "int8");
         server.assert_serves();
     }
 }

@@ -171,7 +171,9 @@ impl From<DecodeError> for ApiError {
         let detail = error.to_string();
         match error {
             DecodeError::Empty => Self::bad_request(detail),
-            DecodeError::UnknownFormat => Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported image", detail),
+            DecodeError::UnknownFormat | DecodeError::Unsupported { .. } => {
+                Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported image", detail)
+            }
             DecodeError::TooManyPixels { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "Image too large", detail),
             _ => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Broken image", detail),
         }
@@ -221,6 +223,11 @@ mod tests {
         assert_eq!(status(InferenceError::Failed("x".to_owned()).into()), 500);
         assert_eq!(status(DecodeError::Empty.into()), 400);
         assert_eq!(status(DecodeError::UnknownFormat.into()), 415);
+        assert_eq!(
+            status(DecodeError::Unsupported { format: "TIFF", reason: "it holds a JPEG".to_owned() }.into()),
+            415
+        );
+        assert_eq!(status(DecodeError::ZeroSized { width: 0, height: 1 }.into()), 422);
     }
 
     #[test]

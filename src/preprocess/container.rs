@@ -3,6 +3,7 @@
 use image::metadata::Orientation;
 
 use super::decode::{DecodeError, breaks_off, corrupt};
+use super::tiff::{self, Directory};
 use super::vp8l;
 
 /// The outline of an image file.
@@ -21,21 +22,34 @@ pub(super) struct Outline<'a> {
 }
 
 impl Outline<'_> {
-    /// How the stored picture has to be turned. EXIF goes before XMP; a value outside 1 to 8 counts as none.
+    /// How the stored picture has to be turned. XMP is asked where EXIF tells nothing at all; a value outside 1 to 8 counts as none.
     pub(super) fn orientation(&self) -> Orientation {
-        let exif = self.exif.and_then(Orientation::from_exif_chunk);
-        let xmp = || self.xmp.and_then(xmp_orientation);
-        exif.or_else(xmp).unwrap_or(Orientation::NoTransforms)
+        let told = self.exif.and_then(exif_orientation).or_else(|| self.xmp.and_then(xmp_orientation));
+        told.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
     }
 }
 
-/// The digit in `tiff:Orientation="6"` or `<tiff:Orientation>6`, as Pillow's `getexif` looks for it.
-fn xmp_orientation(xmp: &[u8]) -> Option<Orientation> {
+/// What EXIF tells, as Pillow reads it: a number that may be of other types than it should; 0 for what is no number.
+fn exif_orientation(exif: &[u8]) -> Option<u8> {
+    const ORIENTATION: u32 = 274;
+    let directory = Directory::first(exif).filter(|_| exif.starts_with(b"II*\0") || exif.starts_with(b"MM\0*"))?;
+    let entry = directory.entries(ORIENTATION).next()?;
+    let value = match entry.kind()? {
+        tiff::SHORT | tiff::SIGNED_SHORT => entry.value(2),
+        tiff::LONG | tiff::SIGNED_LONG => entry.value(4),
+        tiff::SIGNED_BYTE => entry.value(1),
+        _ => None,
+    };
+    Some(value.and_then(|value| u8::try_from(value).ok()).unwrap_or(0))
+}
+
+/// The first digit in `tiff:Orientation="6"` or `<tiff:Orientation>6`, as Pillow's `getexif` looks for it.
+fn xmp_orientation(xmp: &[u8]) -> Option<u8> {
     const KEY: &[u8] = b"tiff:Orientation";
     xmp.windows(KEY.len()).enumerate().filter(|(_, window)| *window == KEY).find_map(|(start, _)| {
         let rest = &xmp[start + KEY.len()..];
         let digit = rest.strip_prefix(b"=\"").or_else(|| rest.strip_prefix(b">"))?.first()?;
-        Orientation::from_exif(digit.checked_sub(b'0')?)
+        digit.is_ascii_digit().then(|| digit - b'0')
     })
 }
 
@@ -99,20 +113,11 @@ pub(super) fn webp_outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
 pub(super) fn tiff_may_hold_jpegs(bytes: &[u8]) -> bool {
     const COMPRESSION: u32 = 259;
     const JPEG: u32 = 7;
-    let is_little = bytes.starts_with(b"II");
-    let number = |at: usize, length: usize| {
-        let bytes = bytes.get(at..at.checked_add(length)?)?;
-        let add = |number: u32, byte: &u8| number << 8 | u32::from(*byte);
-        Some(if is_little { bytes.iter().rev().fold(0, add) } else { bytes.iter().fold(0, add) })
-    };
-    let directory = number(4, 4).map(|at| at as usize);
-    let Some((directory, entries)) = directory.and_then(|at| Some((at, number(at, 2)?))) else { return false };
+    let Some(directory) = Directory::first(bytes) else { return false };
     // Of an entry that is there twice, decoders take one or the other.
-    let places = (directory + 2..bytes.len()).step_by(12);
-    let mut compressions = places.zip(0..entries).filter(|&(place, _)| number(place, 2) == Some(COMPRESSION));
-    compressions.any(|(place, _)| match number(place + 2, 2) {
-        Some(3) => number(place + 8, 2) == Some(JPEG),
-        Some(4) => number(place + 8, 4) == Some(JPEG),
+    directory.entries(COMPRESSION).any(|compression| match compression.kind() {
+        Some(tiff::SHORT) => compression.value(2) == Some(JPEG),
+        Some(tiff::LONG) => compression.value(4) == Some(JPEG),
         // None that the format allows.
         Some(_) => true,
         None => false,
@@ -232,6 +237,36 @@ mod tests {
     use super::super::decode::decode;
     use super::super::tests::{LIMITS, fixture};
     use super::*;
+
+    #[test]
+    fn the_orientation_is_the_one_that_pillow_finds() {
+        // As `Image.getexif` of Pillow 12 answers.
+        let exif = |kind: u8, count: u8, value: u8| {
+            [b"II*\0\x08\0\0\0\x01\0\x12\x01", &[kind, 0, count, 0, 0, 0, value, 0, 0, 0][..]].concat()
+        };
+        let (right, none) = (Orientation::Rotate90, Orientation::NoTransforms);
+        let six: Option<&[u8]> = Some(b"tiff:Orientation=\"6\"");
+        let other_tag = [b"II*\0\x08\0\0\0\x01\0\x00\x01", &[3, 0, 1, 0, 0, 0, 6, 0, 0, 0][..]].concat();
+        let big = [b"MM\0*\0\0\0\x08\0\x01\x01\x12", &[0, 3, 0, 0, 0, 1, 0, 6, 0, 0][..]].concat();
+        for (what, exif, xmp, wanted) in [
+            ("a short", Some(exif(3, 1, 6)), None, right),
+            ("a long", Some(exif(4, 1, 6)), None, right),
+            ("signed", Some(exif(6, 1, 6)), None, right),
+            ("in the other byte order", Some(big), None, right),
+            ("bytes, which are no number", Some(exif(1, 1, 6)), six, none),
+            ("text", Some(exif(2, 1, b'6')), six, none),
+            ("one of two", Some(exif(3, 2, 6)), None, right),
+            ("0, and XMP is not asked", Some(exif(3, 1, 0)), six, none),
+            ("9, and XMP is not asked", Some(exif(3, 1, 9)), six, none),
+            ("another tag, and XMP is asked", Some(other_tag), six, right),
+            ("no EXIF", Some(b"no EXIF".to_vec()), six, right),
+            ("the first digit of XMP", None, Some(b"tiff:Orientation>9 tiff:Orientation>6"), none),
+            ("what is a digit", None, Some(b"tiff:Orientation=\"x tiff:Orientation>6"), right),
+        ] {
+            let outline = Outline { exif: exif.as_deref(), xmp, ..Outline::default() };
+            assert_eq!(outline.orientation(), wanted, "{what}");
+        }
+    }
 
     #[test]
     fn no_lossless_picture_is_refused_that_the_decoder_reads() {

@@ -19,6 +19,7 @@ mod resize;
 mod simd;
 #[cfg(test)]
 mod tests;
+mod tiff;
 mod vp8l;
 mod window;
 

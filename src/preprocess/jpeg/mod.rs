@@ -112,7 +112,7 @@ pub(super) fn outline(bytes: &[u8]) -> Result<Outline<'_>, DecodeError> {
                 if let Some(exif) = segment.strip_prefix(b"Exif\0\0") {
                     outline.exif.get_or_insert(exif);
                 } else if segment.starts_with(b"http://ns.adobe.com/xap/1.0/\0") {
-                    outline.xmp.get_or_insert(segment);
+                    outline.xmp = Some(segment);
                 }
             }
             _ => {}

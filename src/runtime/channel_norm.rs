@@ -49,14 +49,11 @@ fn with_lists(model: &[u8]) -> io::Result<Option<Vec<u8>>> {
         return Ok(None);
     }
     tracing::debug!(norms = norms.len(), "pictures whose channels are normalised are lists of pixels meanwhile");
-    let mut bytes = graph.without_nodes();
-    for (index, node) in graph.nodes.iter().enumerate() {
-        match norms.iter().find(|norm| norm.nodes.contains(&index)) {
-            Some(norm) => norm.put(index, node, &mut bytes)?,
-            None => put_bytes(&mut bytes, proto::graph::NODE, &node.bytes),
-        }
-    }
-    Ok(Some(model.with_graph(&bytes)))
+    let graph = graph.with_replaced(|index, node, graph| {
+        let norm = norms.iter().find(|norm| norm.nodes.contains(&index));
+        Ok(norm.map(|norm| norm.put(index, node, graph)).transpose()?.is_some())
+    })?;
+    Ok(Some(model.with_graph(&graph)))
 }
 
 /// A normalisation of the channels of a picture.

@@ -41,10 +41,9 @@ pub(super) fn at_class_token(slim: Slim, path: &Path, open: &[(String, usize)]) 
 fn narrowed(model: &[u8], open: &[(String, usize)]) -> io::Result<Option<Vec<u8>>> {
     let model = Model::read(model)?;
     let graph = &model.graph;
-    if model.opset < SLICE_BY_INPUT || graph.has_graphs_inside() {
+    if model.opset < SLICE_BY_INPUT || graph.has_graphs_inside() || graph.names().is_none() {
         return Ok(None);
     }
-    let Some(names) = graph.names() else { return Ok(None) };
     let shapes = graph.shapes(open)?;
     let Some(narrow) = Narrow::of(graph, &shapes, model.opset)? else { return Ok(None) };
     tracing::debug!(
@@ -52,8 +51,8 @@ fn narrowed(model: &[u8], open: &[(String, usize)]) -> io::Result<Option<Vec<u8>
         tokens = narrow.tokens,
         "the last layer is computed at the tokens that are read"
     );
-    let graph = narrow.graph(&shapes, &names)?;
-    Ok(graph.map(|graph| model.with_graph(&graph)))
+    let graph = narrow.graph(&shapes)?;
+    Ok(Some(model.with_graph(&graph)))
 }
 
 /// What a node reads of an input.
@@ -108,11 +107,11 @@ impl<'g> Narrow<'g> {
         Ok(is_worth_it.then_some(Self { graph, tokens, reads, nodes, gone }))
     }
 
-    /// `GraphProto`; `None` if one of `names`, which the graph's values have, would be given again.
-    fn graph(&self, shapes: &Shapes<'_>, names: &BTreeSet<&str>) -> io::Result<Option<Vec<u8>>> {
+    /// `GraphProto`.
+    fn graph(&self, shapes: &Shapes<'_>) -> io::Result<Vec<u8>> {
         let mut graph = self.graph.without_nodes();
         let narrow: BTreeSet<_> = self.nodes.iter().map(|&index| self.graph.nodes[index].outputs[0].as_str()).collect();
-        let mut given = BTreeSet::new();
+        let mut sliced = BTreeSet::new();
         for (index, whole) in self.graph.nodes.iter().enumerate() {
             if self.gone.contains(&index) {
                 continue;
@@ -128,7 +127,7 @@ impl<'g> Narrow<'g> {
                     continue;
                 }
                 let first = format!("{input}/first/{along}");
-                if given.insert(first.clone()) {
+                if sliced.insert(first.clone()) {
                     let bounds = [("start", 0), ("end", self.tokens as u64), ("axis", along as u64)];
                     let bounds = bounds.map(|(what, bound)| (format!("{first}/{what}"), bound));
                     for (name, bound) in &bounds {
@@ -137,7 +136,6 @@ impl<'g> Narrow<'g> {
                     let [start, end, axis] = bounds.each_ref().map(|(name, _)| name.as_str());
                     let slice = node("Slice", &[input, start, end, axis], &[&first], None);
                     put_bytes(&mut graph, proto::graph::NODE, &slice);
-                    given.extend(bounds.map(|(name, _)| name));
                 }
                 renamed.push((input, first));
             }
@@ -149,14 +147,13 @@ impl<'g> Narrow<'g> {
                 let input = renamed.first().map_or(&whole.inputs[0], |(_, narrow)| narrow);
                 // Without attributes, by which 0 could be a size instead of the one before.
                 put_bytes(&mut graph, proto::graph::NODE, &node("Reshape", &[input, &name], &whole.outputs, None));
-                given.insert(name);
                 continue;
             }
             let other = |value: &str| renamed.iter().find(|(old, _)| *old == value).map(|(_, new)| new.clone());
             let narrow = whole.renamed("first", |value| other(value).unwrap_or_else(|| value.to_owned()))?;
             put_bytes(&mut graph, proto::graph::NODE, &narrow);
         }
-        Ok(given.iter().all(|name| !names.contains(name.as_str())).then_some(graph))
+        Ok(graph)
     }
 
     /// Of a node that reshapes, the axis of the tokens, and what the sizes after it become.
@@ -427,9 +424,6 @@ mod tests {
         let nesting = [layer(), vec![node("Loop", &["", "condition", "x"], &["again"], None)]].concat();
         let slim = model(folder.path(), &nesting, &[out], 13);
         assert!(narrowed(&slim.bytes, &[]).unwrap().is_none(), "the graph in the loop may read any token");
-        let taken = [layer(), vec![node("Identity", &["x"], &["positions/first/1/axis"], None)]].concat();
-        let slim = model(folder.path(), &taken, &[out], 13);
-        assert!(narrowed(&slim.bytes, &[]).unwrap().is_none(), "a name that it would give is taken");
         let twice = [layer(), vec![node("Identity", &["x"], &["sum"], None)]].concat();
         let slim = model(folder.path(), &twice, &[out], 13);
         assert!(narrowed(&slim.bytes, &[]).unwrap().is_none(), "two values have one name");

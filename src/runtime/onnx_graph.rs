@@ -148,6 +148,20 @@ impl Graph {
         graph
     }
 
+    /// `GraphProto`, with what `put` appends to it in the place of the nodes, by their indices, for which it says that it did.
+    pub(super) fn with_replaced(
+        &self,
+        put: impl Fn(usize, &Node, &mut Vec<u8>) -> io::Result<bool>,
+    ) -> io::Result<Vec<u8>> {
+        let mut graph = self.without_nodes();
+        for (index, node) in self.nodes.iter().enumerate() {
+            if !put(index, node, &mut graph)? {
+                put_bytes(&mut graph, proto::graph::NODE, &node.bytes);
+            }
+        }
+        Ok(graph)
+    }
+
     /// The names of all its values; `None` if some have the same.
     pub(super) fn names(&self) -> Option<BTreeSet<&str>> {
         let mut names = BTreeSet::new();

@@ -54,17 +54,17 @@ fn expressed_by_others(model: &[u8]) -> io::Result<Option<Vec<u8>>> {
         return Ok(None);
     }
     tracing::debug!(nodes = count, "nodes that the OpenVINO provider refuses are expressed by others");
-    let mut bytes = graph.without_nodes();
-    for node in &graph.nodes {
+    let graph = graph.with_replaced(|_, node, graph| {
         if is_nan(node) {
-            put_is_nan(node, &mut bytes);
+            put_is_nan(node, graph);
         } else if has_refused_scalars(node) {
-            put_with_vectors(node, |value| rank(value) == Some(0), model.opset, &mut bytes)?;
+            put_with_vectors(node, |value| rank(value) == Some(0), model.opset, graph)?;
         } else {
-            put_bytes(&mut bytes, proto::graph::NODE, &node.bytes);
+            return Ok(false);
         }
-    }
-    Ok(Some(model.with_graph(&bytes)))
+        Ok(true)
+    })?;
+    Ok(Some(model.with_graph(&graph)))
 }
 
 /// Appends what is as the node `is_nan` to a `GraphProto`.

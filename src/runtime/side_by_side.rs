@@ -46,14 +46,10 @@ fn widened(model: &[u8], open: &[(String, usize)], cache: u64) -> io::Result<Opt
         return Ok(None);
     }
     tracing::debug!(convolutions = count, "maps of a batch are convolved side by side");
-    let mut bytes = graph.without_nodes();
-    for (node, convolution) in graph.nodes.iter().zip(convolutions) {
-        match convolution {
-            Some(convolution) => convolution.put(&mut bytes)?,
-            None => put_bytes(&mut bytes, proto::graph::NODE, &node.bytes),
-        }
-    }
-    Ok(Some(model.with_graph(&bytes)))
+    let graph = graph.with_replaced(|index, _, graph| {
+        Ok(convolutions[index].as_ref().map(|convolution| convolution.put(graph)).transpose()?.is_some())
+    })?;
+    Ok(Some(model.with_graph(&graph)))
 }
 
 /// A convolution that is to be done on a wide map.

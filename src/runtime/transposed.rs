@@ -64,7 +64,9 @@ impl Rewritten {
     fn of(model: &[u8], source: &Path) -> io::Result<Option<Self>> {
         let mut model = Model::read(model)?;
         let graph = &model.graph;
-        let Some(names) = graph.names().filter(|_| !graph.has_graphs_inside()) else { return Ok(None) };
+        if graph.has_graphs_inside() || graph.names().is_none() {
+            return Ok(None);
+        }
         let (mut products, mut matrices) = (HashMap::new(), BTreeMap::new());
         let producers: HashMap<&str, &Node> = graph
             .nodes
@@ -74,7 +76,7 @@ impl Rewritten {
         for (index, node) in graph.nodes.iter().enumerate() {
             let [of, by] = &node.inputs[..] else { continue };
             let transposed = format!("{by}/transposed");
-            if node.operator != "MatMul" || of == by || names.contains(transposed.as_str()) {
+            if node.operator != "MatMul" || of == by {
                 continue;
             }
             if let Some(matrix) = graph.columns(by, &producers)? {

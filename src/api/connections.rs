@@ -17,6 +17,9 @@ use crate::telemetry::SharedMetrics;
 /// After a failed `accept` (out of file descriptors, say): time for other connections to end.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// A network that loses packets for a moment is no client that reads nothing.
+const LEAST_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The open connections of a listener.
 pub struct Connections {
     builder: http1::Builder,
@@ -37,7 +40,7 @@ impl Connections {
             builder,
             graceful: GracefulShutdown::new(),
             places: Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS))),
-            write_timeout: limits.idle_timeout,
+            write_timeout: limits.idle_timeout.max(LEAST_WRITE_TIMEOUT),
             metrics,
         }
     }

@@ -14,7 +14,6 @@ mod zero_shot;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use axum::Router;
 use axum::extract::rejection::PathRejection;
@@ -100,7 +99,7 @@ pub fn router(state: AppState) -> Router {
 }
 
 async fn turn_away(request: Request, error: ApiError) -> ApiError {
-    upload::discard_unread(request, Instant::now()).await;
+    upload::discard_unread(request).await;
     error
 }
 

@@ -52,12 +52,11 @@ impl Upload {
     /// 429 without room, 408, 413, and 400 for what cannot be read.
     pub async fn receive(state: &AppState, request: Request) -> Result<Self, ApiError> {
         let deadline = deadline(request.headers(), state.limits.request_timeout);
-        let until = deadline.as_ref().map_or_else(|_| Instant::now() + DISCARD_TIME.1, |&deadline| deadline);
         let admitted = deadline.and_then(|deadline| Ok((deadline, admit(state, request.headers())?)));
         let (deadline, mut permit) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => {
-                discard_unread(request, until).await;
+                discard_unread(request).await;
                 return Err(error);
             }
         };
@@ -65,6 +64,8 @@ impl Upload {
         let bytes = match read_body(state, &mut body, deadline).await {
             Ok(bytes) => bytes,
             Err(error) => {
+                // Somebody else may come meanwhile.
+                drop(permit);
                 discard(body, deadline).await;
                 return Err(error);
             }
@@ -154,9 +155,10 @@ async fn read_body(state: &AppState, body: &mut Body, deadline: Instant) -> Resu
 
 /// Discards the body of a request that is refused by its head. Who waits to be told to send one (`Expect: 100-continue`, as curl does) is
 /// not told to.
-pub(super) async fn discard_unread(request: Request, deadline: Instant) {
-    if !request.headers().contains_key(header::EXPECT) {
-        discard(request.into_body(), deadline).await;
+pub(super) async fn discard_unread(request: Request) {
+    let expectation = request.headers().get(header::EXPECT);
+    if !expectation.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        discard(request.into_body(), Instant::now() + DISCARD_TIME.1).await;
     }
 }
 
@@ -220,7 +222,8 @@ async fn from_multipart(
 }
 
 fn from_json(body: &HeldBytes, parameters: &mut Parameters, limits: &Limits) -> Result<Vec<Bytes>, ApiError> {
-    let most = limits.max_images + limits.max_labels + limits.max_templates + MORE_JSON_VALUES;
+    let wanted = limits.max_images.saturating_add(limits.max_labels).saturating_add(limits.max_templates);
+    let most = wanted.saturating_add(MORE_JSON_VALUES);
     if json_values(&body.bytes) > most {
         return Err(ApiError::bad_request(format!("the body has more than {most} JSON values")));
     }

@@ -163,7 +163,7 @@ pub const KEYS: &[Key] = &[
         "idle_timeout_ms",
         "MS",
         "75000",
-        "How long a connection may stay silent between requests or in the middle of a header, or take nothing of an answer.",
+        "How long a connection may stay silent between requests or in the middle of a header, or, if it is more than 5 s, take nothing of an answer.",
     ),
     key(
         "shutdown_grace_ms",

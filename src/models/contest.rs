@@ -42,7 +42,7 @@ pub(super) type Measured = Result<Trial, String>;
 /// What was measured of a plan.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Trial {
-    /// To the probe's items, if they were asked for and are not f32's.
+    /// To the probe's items.
     #[serde(with = "bits")]
     pub(super) answers: Vec<Vec<f32>>,
     /// By batch size.
@@ -65,7 +65,7 @@ mod bits {
 }
 
 /// Opens one plan after the other and measures each in turns with the best of those before, so that the sessions of no more than two
-/// are in memory. The answers to `items` are asked for too.
+/// are in memory.
 pub(super) fn measure<B: Binding>(
     opener: &Opener<B>,
     plans: &[Plan],

@@ -48,7 +48,6 @@ struct Request {
     plans: Vec<Plan>,
     enough: Duration,
     probe: Probe,
-    with_answers: bool,
 }
 
 /// What a process says, a line each.
@@ -63,8 +62,7 @@ enum Word {
 }
 
 /// Measures `plans`, in their order, for about `enough` in all, in a process of the context's program, or in this one if there is none.
-/// There are fewer outcomes than plans where measuring took too long. The answers to `items`, those of `probe`, are asked for if there are
-/// any. Blocks; gives up when `stopped` says so.
+/// There are fewer outcomes than plans where measuring took too long. Blocks; gives up when `stopped` says so.
 pub(super) fn measure<B: Binding>(
     opener: &Opener<B>,
     plans: &[Plan],
@@ -95,7 +93,6 @@ pub(super) fn measure<B: Binding>(
         plans: plans.to_vec(),
         enough,
         probe: probe.clone(),
-        with_answers: !items.is_empty(),
     };
     let compiles = plans.iter().any(|plan| plan.provider == ExecutionProvider::TensorRt);
     let limit = if compiles { LIMIT.1 } else { LIMIT.0 };
@@ -200,8 +197,7 @@ pub fn measure_for_server(mut input: impl BufRead, output: impl Write) -> std::i
 }
 
 fn carry_out(request: Request, quietly: &Quietly<'_>) -> Result<Vec<Measured>, LoadError> {
-    let Request { onnxruntime, cache_dir, files, outputs, device_id, open_inputs, plans, enough, probe, with_answers } =
-        request;
+    let Request { onnxruntime, cache_dir, files, outputs, device_id, open_inputs, plans, enough, probe } = request;
     let context = LoadContext {
         runtime: Runtime::load(Some(&onnxruntime))?,
         metrics: Arc::new(Metrics::new()),
@@ -219,14 +215,12 @@ fn carry_out(request: Request, quietly: &Quietly<'_>) -> Result<Vec<Measured>, L
                 .map_err(|error| LoadError::System(error.to_string()))?;
             let binding = ImageBinding::for_processor(&processor);
             let opener = Opener { context, binding, files, outputs, device_id, open_inputs };
-            let photos = if with_answers { probe::photos(&processor) } else { Vec::new() };
-            contest::measure(&opener, &plans, &photos, preparation, enough, quietly)
+            contest::measure(&opener, &plans, &probe::photos(&processor), preparation, enough, quietly)
         }
         Probe::Prompts { tokens, max_length, padding, image_size } => {
             let binding = TokenBinding::new(max_length, padding, image_size);
             let opener = Opener { context, binding, files, outputs, device_id, open_inputs };
-            let prompts = if with_answers { tokens } else { Vec::new() };
-            contest::measure(&opener, &plans, &prompts, preparation, enough, quietly)
+            contest::measure(&opener, &plans, &tokens, preparation, enough, quietly)
         }
     })
 }
@@ -264,7 +258,6 @@ mod tests {
             enough: Duration::ZERO,
             open_inputs: Vec::new(),
             probe: Probe::Photos { image_processor: serde_json::Value::Null },
-            with_answers: true,
         }
     }
 

@@ -333,9 +333,6 @@ impl<B: Binding> Tuner<'_, B> {
         }
         let began = Instant::now();
         let Judgement { probe, items, .. } = self.judgement;
-        let is_unjudged = |plan: &Plan| plan.precision != Precision::F32 && self.known_shift(plan).is_none();
-        let wants_answers = self.found.reference.is_some() && plans.iter().any(is_unjudged);
-        let items: &[B::Item] = if wants_answers { items } else { &[] };
         let measured = match trial::measure(&engine.opener, plans, enough, probe, items, &|| engine.is_closed()) {
             // The engine's end says nothing of the plans.
             Err(_) if engine.is_closed() => return,
@@ -350,13 +347,6 @@ impl<B: Binding> Tuner<'_, B> {
         }
     }
 
-    /// How far its arithmetic was found to move probabilities, which sessions and threads do not change.
-    fn known_shift(&self, plan: &Plan) -> Option<f64> {
-        let mut judged = self.found.candidates.iter().filter(|candidate| candidate.ruled_out.is_none());
-        let same = judged.find(|other| (other.provider, other.precision) == (plan.provider, plan.precision))?;
-        same.largest_shift
-    }
-
     fn note(&mut self, plan: &Plan, measured: Measured, time: Duration) {
         let engine = self.engine;
         let mut candidate = Candidate::of(plan);
@@ -364,9 +354,7 @@ impl<B: Binding> Tuner<'_, B> {
             Err(error) => candidate.ruled_out = Some(error),
             Ok(Trial { answers, speeds }) => {
                 candidate.speeds = speeds;
-                candidate.largest_shift = self.known_shift(plan);
-                let reference = self.found.reference.as_ref().filter(|_| plan.precision != Precision::F32);
-                if let Some(reference) = reference.filter(|_| candidate.largest_shift.is_none()) {
+                if let Some(reference) = self.found.reference.as_ref().filter(|_| plan.precision != Precision::F32) {
                     let probabilities = (self.judgement.probabilities)(&answers);
                     let (shift, problem) = judge(reference, &probabilities, &engine.settings.tuning);
                     (candidate.largest_shift, candidate.ruled_out) = (Some(shift), problem);

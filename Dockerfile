@@ -31,7 +31,7 @@ EXPOSE 8080
 VOLUME /var/cache/ocelli
 # Unhealthy until every model is warm; TensorRT's first engine build takes minutes.
 HEALTHCHECK --interval=5s --timeout=2s --start-period=300s --retries=3 \
-    CMD ["curl", "--fail", "--silent", "http://127.0.0.1:8080/readyz"]
+    CMD ["curl", "--noproxy", "*", "--fail", "--silent", "http://127.0.0.1:8080/readyz"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/opt/ocelli/ocelli"]
 CMD ["serve"]

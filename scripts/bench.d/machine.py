@@ -127,15 +127,17 @@ class Watch:
         """The share of the machine that others used than the server (its CPU seconds) and this program; the stolen one."""
         machine, stolen = machine_cpu_seconds()
         own = own_cpu_seconds() - self.own
-        capacity = wall * os.cpu_count()
+        capacity = wall * len(os.sched_getaffinity(0))
         return max(0.0, machine - self.machine - own - server) / capacity, (stolen - self.stolen) / capacity
 
 
 def machine_cpu_seconds():
-    """CPU time of all processes since the machine's start, and what the host gave to others."""
+    """CPU time of all processes on the usable cores since the machine's start, and what the host gave to others."""
     # cpu  user nice system idle iowait irq softirq steal: interrupts belong to whom they serve, which nobody knows.
-    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    return sum(fields[:3]) / TICKS, fields[7] / TICKS
+    lines = (line.split() for line in Path("/proc/stat").read_text().splitlines())
+    usable = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    cores = [[int(field) for field in line[1:9]] for line in lines if line and line[0] in usable]
+    return sum(sum(fields[:3]) for fields in cores) / TICKS, sum(fields[7] for fields in cores) / TICKS
 
 
 def own_cpu_seconds():

@@ -13,7 +13,7 @@ make_export_venv() {
   echo "Installing torch and transformers into ${venv#"$checkpoints_root"/}: once, about 6 GB and a few minutes." >&2
   rm -rf "$venv"
   if ! "$base" -m venv "$venv" ||
-    ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary=:all: --require-hashes -r "$requirements"; then
+    ! PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary=:all: --require-hashes -r "$requirements"; then
     rm -rf "$venv"
     echo "The venv could not be made (see above). It needs python3-venv, PyPI and 6 GB of disk. To use an interpreter that" >&2
     echo "has these packages already: OCELLI_EXPORT_PYTHON=/path/to/python" >&2

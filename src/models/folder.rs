@@ -164,7 +164,7 @@ fn read_dual_encoder(
     model_type: Option<&str>,
     (vision_graph, text_graph, combined_graph): (PathBuf, PathBuf, Option<PathBuf>),
 ) -> Result<FolderContent, FolderError> {
-    let siglip = model_type.is_some_and(|name| name.starts_with("siglip"));
+    let siglip = is_siglip(model_type);
     let number = |key: &str| match config.get(key).filter(|value| !value.is_null()) {
         None => Ok(None),
         Some(value) => match value.as_f64().map(|number| number as f32).filter(|number| number.is_finite()) {
@@ -215,6 +215,10 @@ fn read_dual_encoder(
     })))
 }
 
+fn is_siglip(model_type: Option<&str>) -> bool {
+    model_type.is_some_and(|name| name.starts_with("siglip"))
+}
+
 /// The token that tokenizer_config.json names to fill prompts up with.
 fn read_pad_token(path: &Path, tokenizer: &Tokenizer) -> Result<Option<i64>, FolderError> {
     let tokenizer_config = read_json(path, "tokenizer_config.json")?.unwrap_or(Value::Null);
@@ -225,15 +229,18 @@ fn read_pad_token(path: &Path, tokenizer: &Tokenizer) -> Result<Option<i64>, Fol
 /// The smaller of what the tokenizer and the text encoder take, special tokens included.
 fn read_max_text_length(path: &Path, config: &Value, model_type: Option<&str>) -> Result<usize, FolderError> {
     let tokenizer_config = read_json(path, "tokenizer_config.json")?.unwrap_or(Value::Null);
+    // The reference takes so many of SigLIP's, whatever its tokenizer says; it attends to what they are filled up with.
+    let siglip = is_siglip(model_type);
+    let of_tokenizer =
+        if siglip { Some(64.0) } else { tokenizer_config.get("model_max_length").and_then(Value::as_f64) };
     // Configs leave out what equals the default of transformers' CLIPTextConfig and SiglipTextConfig.
     let default = match model_type {
         Some("clip") => Some(77.0),
-        Some("siglip" | "siglip2") => Some(64.0),
         _ => None,
     };
     let lengths = [
         // "No limit" is written as 1e30 there.
-        tokenizer_config.get("model_max_length").and_then(Value::as_f64).filter(|&length| length < 1e6),
+        of_tokenizer.filter(|&length| length < 1e6),
         config.pointer("/text_config/max_position_embeddings").and_then(Value::as_f64).or(default),
     ];
     let length = lengths.into_iter().flatten().fold(f64::INFINITY, f64::min);
@@ -248,6 +255,7 @@ fn read_max_text_length(path: &Path, config: &Value, model_type: Option<&str>) -
 fn read_processor(path: &Path, model_type: Option<&str>) -> Result<ImageProcessor, FolderError> {
     let (combined, plain) = ("processor_config.json", "preprocessor_config.json");
     let nested = read_json(path, combined)?.and_then(|config| config.get("image_processor").cloned());
+    let nested = nested.filter(|config| !config.is_null());
     let found = match nested {
         Some(config) => Some((combined, config)),
         None => read_json(path, plain)?.map(|config| (plain, config)),
@@ -281,7 +289,9 @@ fn default_function(config: &Value, labels: Option<usize>) -> FunctionToApply {
     match config.get("problem_type").and_then(Value::as_str) {
         Some("regression") => FunctionToApply::None,
         Some("multi_label_classification") => FunctionToApply::Sigmoid,
-        _ if labels == Some(1) => FunctionToApply::Sigmoid,
+        _ if labels == Some(1) || config.get("num_labels").and_then(Value::as_u64) == Some(1) => {
+            FunctionToApply::Sigmoid
+        }
         _ => FunctionToApply::Softmax,
     }
 }
@@ -456,6 +466,7 @@ mod tests {
         let multi_label = config(r#"{"problem_type": "multi_label_classification"}"#);
         assert_eq!(default_function(&multi_label, Some(3)), FunctionToApply::Sigmoid);
         assert_eq!(default_function(&config("{}"), Some(1)), FunctionToApply::Sigmoid);
+        assert_eq!(default_function(&config(r#"{"num_labels": 1}"#), None), FunctionToApply::Sigmoid);
         assert_eq!(default_function(&config("{}"), Some(2)), FunctionToApply::Softmax);
     }
 }

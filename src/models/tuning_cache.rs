@@ -1,6 +1,7 @@
 //! What tuning measured, kept between starts.
 
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
 
@@ -39,8 +40,9 @@ impl TuningCache {
     pub(super) fn write(&self, tuning: &Tuning) {
         let write = || {
             std::fs::create_dir_all(self.0.parent().unwrap_or(Path::new("")))?;
-            // In one step, so that no other start reads half of it.
-            let partial = self.0.with_extension(format!("{}.partial", std::process::id()));
+            // In one step, so that no other start reads half of it. In containers, all processes have the same number.
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+            let partial = self.0.with_extension(format!("{}-{now}.partial", std::process::id()));
             std::fs::write(&partial, serde_json::to_vec(tuning)?)?;
             std::fs::rename(&partial, &self.0)
         };

@@ -118,7 +118,7 @@ struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// A key's value; `null` counts as missing, as in the reference.
+    /// A key's value; `null` counts as missing.
     fn given(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
@@ -142,6 +142,11 @@ impl<'a> Keys<'a> {
     }
 
     fn switch(&mut self, key: &'static str, default: bool) -> Result<bool, ProcessorError> {
+        // In the reference, a step that is said to be nothing is not taken, whatever the default.
+        if self.map.get(key).is_some_and(Value::is_null) {
+            self.known.push(key);
+            return Ok(false);
+        }
         self.read(key, default, |value| value.as_bool().ok_or_else(|| wrong(key, "true or false", value)))
     }
 
@@ -291,4 +296,21 @@ fn parse_channels(key: &str, value: &Value) -> Result<[f64; 3], ProcessorError> 
     };
     let channels = list.and_then(|list| <[f64; 3]>::try_from(list).ok());
     channels.ok_or_else(|| wrong(key, "one number per colour channel (3)", value))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_step_that_is_null_is_not_taken() {
+        let read = |config: Value| Settings::from_json(&config, None).unwrap().0;
+        let class = |key: &str, value: Value| json!({"image_processor_type": "ViTImageProcessor", key: value});
+        assert!(read(class("do_normalize", json!(true))).do_normalize);
+        assert!(!read(class("do_normalize", Value::Null)).do_normalize);
+        assert!(!read(class("do_rescale", Value::Null)).do_rescale);
+        assert!(read(class("image_mean", Value::Null)).do_normalize, "another key is as if it were missing");
+    }
 }

@@ -15,8 +15,10 @@ PROMPTS = ("a photo of a cat", "a photo of a dog", "a cup of coffee on a table",
 SHARE = {"f32": 1e-4, "f16": 2e-2}
 
 
-def compare(checkpoint: Checkpoint, folder: Path, pixel_values: torch.Tensor, input_ids, precision: str) -> list:
-    """Lines about each output's largest difference.
+def compare(
+    checkpoint: Checkpoint, folder: Path, pixel_values: torch.Tensor, input_ids, unpadded: list, precision: str
+) -> list:
+    """Lines about each output's largest difference; `unpadded` has each prompt at its own length, which the graph was not traced with.
 
     Raises Refused if one is past both 1e-4 and its share of the largest value."""
     images = run(folder, "vision_model.onnx" if checkpoint.is_dual_encoder else "model.onnx", pixel_values)
@@ -26,13 +28,17 @@ def compare(checkpoint: Checkpoint, folder: Path, pixel_values: torch.Tensor, in
         check_labels(checkpoint, expected.shape[1])
         return [judge("logits", images, expected, precision)]
     texts = run(folder, "text_model.onnx", input_ids)
+    texts_unpadded = np.concatenate([run(folder, "text_model.onnx", ids) for ids in unpadded])
     with torch.no_grad():
+        embed = checkpoint.model.get_text_features
+        expected_unpadded = np.concatenate([embed(input_ids=ids).pooler_output.numpy() for ids in unpadded])
         image_embeds = checkpoint.model.get_image_features(pixel_values=pixel_values).pooler_output.numpy()
         text_embeds = checkpoint.model.get_text_features(input_ids=input_ids).pooler_output.numpy()
         whole = checkpoint.model(pixel_values=pixel_values, input_ids=input_ids).logits_per_image.numpy()
     return [
         judge("image_embeds", images, image_embeds, precision),
         judge("text_embeds", texts, text_embeds, precision),
+        judge("text_embeds of unpadded prompts", texts_unpadded, expected_unpadded, precision),
         judge("logits_per_image", scaled_cosines(images, texts, checkpoint.model), whole, precision),
     ]
 

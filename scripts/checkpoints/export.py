@@ -54,13 +54,15 @@ def export(checkpoint: Checkpoint, out: Path, images: list, precision="f32", ext
     with folder.appearing(out, force) as partial:
         folder.write_files(checkpoint, partial)
         pixel_values = inputs.pixels(inputs.image_processor(partial), images)
-        input_ids = None
+        input_ids, unpadded = None, []
         if checkpoint.is_dual_encoder:
             model_type = checkpoint.config["model_type"]
-            input_ids = inputs.token_ids(inputs.tokenizer(partial, model_type), model_type, list(comparison.PROMPTS))
+            tokenizer = inputs.tokenizer(partial, model_type)
+            input_ids = inputs.token_ids(tokenizer, model_type, list(comparison.PROMPTS))
+            unpadded = [inputs.token_ids(tokenizer, model_type, [prompt]) for prompt in comparison.PROMPTS]
         for tower in graphs.towers(checkpoint, pixel_values[:2], None if input_ids is None else input_ids[:2]):
             graphs.export(tower, partial, precision, external_data)
-        return comparison.compare(checkpoint, partial, pixel_values, input_ids, precision)
+        return comparison.compare(checkpoint, partial, pixel_values, input_ids, unpadded, precision)
 
 
 def main(arguments: list) -> int:

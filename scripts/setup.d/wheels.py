@@ -50,6 +50,9 @@ def new_folder(folder, stamp):
         if folder.exists():
             folder.rename(old)
         making.rename(folder)
+        # What scripts/quantize has made beside the graph is the user's.
+        for file in [*old.glob("*_int8.onnx"), *old.glob("quantization.json")]:
+            file.rename(folder / file.name)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(making, ignore_errors=True)

@@ -1,9 +1,9 @@
 //! A server on a port of its own with the models a test names, and the pictures that its requests bring.
 
-use std::io::{Cursor, Read, Write};
+use std::io::{BufRead, BufReader, Cursor, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -260,6 +260,25 @@ pub fn serve_command(models: &Path) -> Command {
     command.args(["serve", "--listen", "127.0.0.1:0", "--device", "cpu", "--tune", "off", "--log-format", "json"]);
     command.arg("--models-dir").arg(models).current_dir(env!("CARGO_MANIFEST_DIR")).stderr(Stdio::piped());
     command
+}
+
+/// The real program, serving a models folder, and its address.
+pub fn program(models: &Path, arguments: &[&str]) -> (Child, String) {
+    let mut child = serve_command(models).args(arguments).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut address = None;
+    let mut line = String::new();
+    while log.read_line(&mut line).unwrap() > 0 {
+        let event: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+        if event["message"] == "models are loaded" {
+            address = event["address"].as_str().map(str::to_owned);
+            break;
+        }
+        line.clear();
+    }
+    // Read on, so that the program never waits for its log to be read.
+    std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+    (child, address.expect("the log tells where the server listens"))
 }
 
 pub const RED: [u8; 3] = [255, 0, 0];

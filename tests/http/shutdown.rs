@@ -1,13 +1,12 @@
 //! Stopping: unready, then no new connections, then what is in flight is answered, all under time limits.
 
-use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use ocelli::server::Shutdown;
 
-use crate::harness::{PATIENCE, Server, WHITE, fixtures, models_dir, picture, serve_command};
+use crate::harness::{PATIENCE, Server, WHITE, fixtures, models_dir, picture, program};
 
 #[test]
 fn during_the_grace_the_server_is_unready_and_still_answers() {
@@ -66,25 +65,6 @@ fn a_straggler_is_named_at_the_time_limit() {
     let _ = client.join();
 }
 
-/// The real program, with the tiny models, on a free port.
-fn program(models: &std::path::Path) -> (Child, String) {
-    let mut child = serve_command(models).args(["--shutdown-grace-ms", "10"]).spawn().unwrap();
-    let mut log = BufReader::new(child.stderr.take().unwrap());
-    let mut address = None;
-    let mut line = String::new();
-    while log.read_line(&mut line).unwrap() > 0 {
-        let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"));
-        if event["message"] == "models are loaded" {
-            address = event["address"].as_str().map(str::to_owned);
-            break;
-        }
-        line.clear();
-    }
-    // Read on, so that the program never waits for its log to be read.
-    std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-    (child, address.expect("the log tells where the server listens"))
-}
-
 fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
 }
@@ -92,7 +72,7 @@ fn signal(child: &Child, name: &str) {
 #[test]
 fn sigterm_answers_what_is_in_flight_and_exits_with_0() {
     let models = models_dir(&["tiny-slow"]);
-    let (mut child, address) = program(models.path());
+    let (mut child, address) = program(models.path(), &["--shutdown-grace-ms", "10"]);
     let client = reqwest::blocking::Client::builder().timeout(PATIENCE).build().unwrap();
     let request = client.post(format!("http://{address}/v1/classify")).body(picture(WHITE));
     let answer = std::thread::spawn(move || request.send().unwrap().status());
@@ -117,9 +97,23 @@ fn sigterm_answers_what_is_in_flight_and_exits_with_0() {
 #[test]
 fn ctrl_c_stops_without_grace() {
     let models = models_dir(&["tiny-classifier"]);
-    let (mut child, _) = program(models.path());
+    let (mut child, _) = program(models.path(), &["--shutdown-grace-ms", "10"]);
     signal(&child, "-INT");
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let models = models_dir(&["tiny-classifier"]);
+    let (mut child, address) = program(models.path(), &["--shutdown-grace-ms", "3600000"]);
+    signal(&child, "-TERM");
+    let ready = || reqwest::blocking::get(format!("http://{address}/readyz")).unwrap().status();
+    let start = Instant::now();
+    while ready() != 503 {
+        assert!(start.elapsed() < PATIENCE);
+    }
+    signal(&child, "-TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
 #[test]

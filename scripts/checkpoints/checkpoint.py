@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from .errors import Refused
 
-#: model_type of config.json, by what the model is for.
+#: model_type of config.json of what can be exported: as a classifier, or else as two encoders.
 CLASSIFIERS = (
     "beit", "clip", "convnext", "convnextv2", "deit", "dinov2", "efficientnet", "resnet", "siglip", "swin", "swinv2", "vit",
 )  # fmt: skip
@@ -33,14 +33,14 @@ def is_classifier(config: dict) -> bool:
 
 def is_dual_encoder(config: dict) -> bool:
     """Has it a text encoder too? On CLIP's and SigLIP's image encoders there are plain classifiers as well."""
-    return config["model_type"] in DUAL_ENCODERS and not is_classifier(config)
+    return config.get("model_type") in DUAL_ENCODERS and not is_classifier(config)
 
 
 def model_class_name(config: dict, where: str) -> str:
     """The transformers class of a config.json, or why there is none that can be exported."""
     model_type = config.get("model_type")
     architecture = (config.get("architectures") or [None])[0]
-    if model_type in DUAL_ENCODERS and not is_classifier(config):
+    if is_dual_encoder(config):
         wanted = DUAL_ENCODERS[model_type]
         if architecture not in (wanted, None):
             raise Refused(
@@ -49,7 +49,7 @@ def model_class_name(config: dict, where: str) -> str:
             )
         return wanted
     if model_type not in CLASSIFIERS:
-        known = ", ".join(sorted({*CLASSIFIERS, *DUAL_ENCODERS}))
+        known = ", ".join(CLASSIFIERS)
         raise Refused(f"{where}: model_type is {model_type!r}; these can be exported: {known}")
     if not is_classifier(config):
         raise Refused(

@@ -33,7 +33,7 @@ def compare(
         embed = checkpoint.model.get_text_features
         expected_unpadded = np.concatenate([embed(input_ids=ids).pooler_output.numpy() for ids in unpadded])
         image_embeds = checkpoint.model.get_image_features(pixel_values=pixel_values).pooler_output.numpy()
-        text_embeds = checkpoint.model.get_text_features(input_ids=input_ids).pooler_output.numpy()
+        text_embeds = embed(input_ids=input_ids).pooler_output.numpy()
         whole = checkpoint.model(pixel_values=pixel_values, input_ids=input_ids).logits_per_image.numpy()
     return [
         judge("image_embeds", images, image_embeds, precision),

@@ -109,16 +109,18 @@ impl<B: Binding> Engine<B> {
     /// Opens and warms the sessions one after the other and starts their workers.
     pub(super) fn start(context: &LoadContext, source: &EngineSource<'_>, binding: &B) -> Result<Self, LoadError> {
         let settings = source.settings;
-        let int8 = int8_of(source.file).filter(|_| settings.tuning.int8);
-        let mut files = Files { graph: source.file.to_path_buf(), int8 };
-        let graph = OnnxFile::read(&files.graph)?;
+        let graph = OnnxFile::read(source.file)?;
         let open_inputs = graph.open_inputs.clone();
-        let int8 = files.int8.as_deref().map(|path| StoredGraph::of(OnnxFile::read(path)?, path, source.folder));
-        let int8 = int8.and_then(|int8| {
+        let int8 = int8_of(source.file).filter(|_| settings.tuning.int8).and_then(|path| {
+            let read = || StoredGraph::of(OnnxFile::read(&path)?, &path, source.folder);
             // Tuning would only have tried it.
-            int8.inspect_err(|error| tracing::warn!(model = source.model, %error, "the int8 graph is left out")).ok()
+            let left_out =
+                |error: &LoadError| tracing::warn!(model = source.model, %error, "the int8 graph is left out");
+            let stored = read().inspect_err(left_out).ok()?;
+            Some((path, stored))
         });
-        files.int8 = files.int8.filter(|_| int8.is_some());
+        let (int8_file, int8) = int8.unzip();
+        let files = Files { graph: source.file.to_path_buf(), int8: int8_file };
         let stored = (StoredGraph::of(graph, &files.graph, source.folder)?, int8);
         let hashes: Vec<String> = std::iter::once(&stored.0).chain(&stored.1).map(|one| one.sha256.clone()).collect();
         let cache = TuningCache::new(&context.cache_dir, source, &hashes, &context.runtime.library);

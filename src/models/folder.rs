@@ -164,7 +164,7 @@ fn read_dual_encoder(
     model_type: Option<&str>,
     (vision_graph, text_graph, combined_graph): (PathBuf, PathBuf, Option<PathBuf>),
 ) -> Result<FolderContent, FolderError> {
-    let siglip = is_siglip(model_type);
+    let siglip = model_type.is_some_and(|name| name.starts_with("siglip"));
     let number = |key: &str| match config.get(key).filter(|value| !value.is_null()) {
         None => Ok(None),
         Some(value) => match value.as_f64().map(|number| number as f32).filter(|number| number.is_finite()) {
@@ -190,13 +190,14 @@ fn read_dual_encoder(
             return Err(FolderError::new("config.json", problem));
         }
     }
-    let max_text_length = read_max_text_length(path, config, model_type)?;
+    let tokenizer_config = read_json(path, "tokenizer_config.json")?.unwrap_or(Value::Null);
+    let max_text_length = max_text_length(&tokenizer_config, config, siglip)?;
     let json = std::fs::read(locate(path, "tokenizer.json"))
         .map_err(|error| FolderError::new("tokenizer.json", format!("cannot be read: {error}")))?;
     let tokenizer = Tokenizer::from_bytes(&json, max_text_length)
         .map_err(|error| FolderError::new("tokenizer.json", format!("is no tokenizer: {error}")))?;
     // The reference pads with the tokenizer's token; SigLIP 2 has another than its configuration's default.
-    let pad_token_id = read_pad_token(path, &tokenizer)?
+    let pad_token_id = pad_token(&tokenizer_config, &tokenizer)
         .or_else(|| config.pointer("/text_config/pad_token_id").and_then(Value::as_i64));
     Ok(FolderContent::DualEncoder(Box::new(DualEncoderFolder {
         vision_graph,
@@ -215,34 +216,25 @@ fn read_dual_encoder(
     })))
 }
 
-fn is_siglip(model_type: Option<&str>) -> bool {
-    model_type.is_some_and(|name| name.starts_with("siglip"))
-}
-
 /// The token that tokenizer_config.json names to fill prompts up with.
-fn read_pad_token(path: &Path, tokenizer: &Tokenizer) -> Result<Option<i64>, FolderError> {
-    let tokenizer_config = read_json(path, "tokenizer_config.json")?.unwrap_or(Value::Null);
-    let token = tokenizer_config.get("pad_token").map(|token| token.get("content").unwrap_or(token));
-    Ok(token.and_then(Value::as_str).and_then(|token| tokenizer.token_id(token)))
+fn pad_token(tokenizer_config: &Value, tokenizer: &Tokenizer) -> Option<i64> {
+    let token = tokenizer_config.get("pad_token")?;
+    tokenizer.token_id(token.get("content").unwrap_or(token).as_str()?)
 }
 
 /// The smaller of what the tokenizer and the text encoder take, special tokens included.
-fn read_max_text_length(path: &Path, config: &Value, model_type: Option<&str>) -> Result<usize, FolderError> {
-    let tokenizer_config = read_json(path, "tokenizer_config.json")?.unwrap_or(Value::Null);
-    // The reference takes so many of SigLIP's, whatever its tokenizer says; it attends to what they are filled up with.
-    let siglip = is_siglip(model_type);
-    let of_tokenizer =
-        if siglip { Some(64.0) } else { tokenizer_config.get("model_max_length").and_then(Value::as_f64) };
-    // Configs leave out what equals the default of transformers' CLIPTextConfig and SiglipTextConfig.
-    let default = match model_type {
-        Some("clip") => Some(77.0),
-        _ => None,
-    };
-    let lengths = [
+fn max_text_length(tokenizer_config: &Value, config: &Value, siglip: bool) -> Result<usize, FolderError> {
+    let of_tokenizer = match siglip {
+        // The reference takes so many, whatever the tokenizer says; it attends to what they are filled up with.
+        true => Some(64.0),
         // "No limit" is written as 1e30 there.
-        of_tokenizer.filter(|&length| length < 1e6),
-        config.pointer("/text_config/max_position_embeddings").and_then(Value::as_f64).or(default),
-    ];
+        false => tokenizer_config.get("model_max_length").and_then(Value::as_f64).filter(|&length| length < 1e6),
+    };
+    // Configs leave out what equals the default of transformers' CLIPTextConfig.
+    let is_clip = config.get("model_type").and_then(Value::as_str) == Some("clip");
+    let default = is_clip.then_some(77.0);
+    let lengths =
+        [of_tokenizer, config.pointer("/text_config/max_position_embeddings").and_then(Value::as_f64).or(default)];
     let length = lengths.into_iter().flatten().fold(f64::INFINITY, f64::min);
     if (1.0..1e6).contains(&length) {
         return Ok(length as usize);
@@ -325,16 +317,24 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(name)
     }
 
-    /// A copy of the fixture `name` in which `file` holds `content`, or is missing.
-    fn damaged(name: &str, file: &str, content: Option<&str>) -> String {
+    /// A copy of some files of the fixture `name`.
+    fn copied(name: &str, wanted: impl Fn(&str) -> bool) -> tempfile::TempDir {
         let copy = tempfile::tempdir().unwrap();
         for entry in std::fs::read_dir(fixture(name)).unwrap() {
-            let entry = entry.unwrap();
-            std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+            let file = entry.unwrap().file_name().into_string().unwrap();
+            if wanted(&file) {
+                std::fs::copy(fixture(name).join(&file), copy.path().join(&file)).unwrap();
+            }
         }
-        match content {
-            Some(content) => std::fs::write(copy.path().join(file), content).unwrap(),
-            None => std::fs::remove_file(copy.path().join(file)).unwrap(),
+        copy
+    }
+
+    /// Why a copy of the fixture `name` is refused in which `file` holds `content`, or is missing.
+    fn damaged(name: &str, file: &str, content: Option<&str>) -> String {
+        assert!(fixture(name).join(file).exists(), "{file}");
+        let copy = copied(name, |other| other != file);
+        if let Some(content) = content {
+            std::fs::write(copy.path().join(file), content).unwrap();
         }
         match ModelFolder::open(copy.path(), &settings()) {
             Ok(_) => panic!("{name} with {file} = {content:?} was taken"),
@@ -359,10 +359,7 @@ mod tests {
     #[test]
     fn a_classifier_on_the_image_encoder_of_a_dual_encoder_is_a_classifier() {
         let task = |architecture: &str| {
-            let folder = tempfile::tempdir().unwrap();
-            for file in ["model.onnx", "preprocessor_config.json", "tokenizer.json"] {
-                std::fs::copy(fixture("tiny-combined-clip").join(file), folder.path().join(file)).unwrap();
-            }
+            let folder = copied("tiny-combined-clip", |_| true);
             let config = serde_json::json!({
                 "architectures": [architecture],
                 "model_type": "siglip",
@@ -378,11 +375,7 @@ mod tests {
     #[test]
     fn prompts_are_filled_up_with_the_tokenizers_own_token() {
         let padding = |tokenizer_config: &str| {
-            let folder = tempfile::tempdir().unwrap();
-            for entry in std::fs::read_dir(fixture("tiny-siglip")).unwrap() {
-                let entry = entry.unwrap();
-                std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
-            }
+            let folder = copied("tiny-siglip", |_| true);
             std::fs::write(folder.path().join("tokenizer_config.json"), tokenizer_config).unwrap();
             let content = ModelFolder::open(folder.path(), &settings()).unwrap().content;
             let FolderContent::DualEncoder(dual) = content else { panic!("tiny-siglip is a dual encoder") };

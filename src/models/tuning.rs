@@ -241,8 +241,7 @@ pub(super) fn gains_end(speeds: &[Speed]) -> bool {
 
 /// Compares probabilities with those of f32, a row an item: the furthest that one moved, and why that is too far, if it is.
 pub(super) fn judge(reference: &[Vec<f32>], rows: &[Vec<f32>], settings: &TuningSettings) -> (f64, Option<String>) {
-    let lengths = |rows: &[Vec<f32>]| rows.iter().map(Vec::len).collect::<Vec<_>>();
-    if lengths(reference) != lengths(rows) {
+    if reference.iter().map(Vec::len).ne(rows.iter().map(Vec::len)) {
         return (f64::INFINITY, Some("its answers have not as many values".to_owned()));
     }
     let mut shift: f64 = 0.0;

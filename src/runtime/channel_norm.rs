@@ -71,8 +71,10 @@ impl Graph {
         let transposed = &self.nodes[transposes];
         let is_channels_last = transposed.operator == "Transpose"
             && transposed.integers()?.get("perm").is_some_and(|axes| *axes == TO_CHANNELS_LAST);
-        let Some(input) = transposed.outputs.first().filter(|_| is_channels_last) else { return Ok(None) };
-        let input = input.as_str();
+        if !is_channels_last {
+            return Ok(None);
+        }
+        let input = transposed.outputs[0].as_str();
         let (mut nodes, mut normalizes, mut widths) = (BTreeSet::new(), false, BTreeSet::new());
         // All that is of the picture, and what of it has a value for each channel.
         let (mut values, mut whole) = (BTreeSet::from([input]), BTreeSet::from([input]));

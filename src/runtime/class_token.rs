@@ -269,9 +269,8 @@ fn sizes_after(axis: usize, node: &Node, shapes: &Shapes<'_>) -> Option<Vec<i64>
 mod tests {
     use super::super::onnx_parts::with_integers;
     use super::super::test_graphs::{
-        count, differing_floats, differing_values, fixture, same_answers, value, write_model,
+        count, differing_floats, differing_values, fixture, same_answers, slim, value, write_model,
     };
-    use super::super::weights_in_file::with_weights_in_file;
     use super::*;
 
     const TOKENS_IN_ALL: u64 = 5;
@@ -304,7 +303,7 @@ mod tests {
                 std::fs::copy(file.with_file_name(weights), copy.with_file_name(weights)).unwrap();
             }
             let file = file.display();
-            let slim = with_weights_in_file(&copy).unwrap().unwrap();
+            let slim = slim(&copy).unwrap();
             assert_eq!(narrow_products(&slim.bytes), (6 * layers, tokens), "{file}");
             let bytes = narrowed(&slim.bytes, &[]).unwrap().unwrap();
             let pictures = differing_values(&[3, 3, side, side]);
@@ -424,6 +423,12 @@ mod tests {
         let nesting = [layer(), vec![node("Loop", &["", "condition", "x"], &["again"], None)]].concat();
         let slim = model(folder.path(), &nesting, &[out], 13);
         assert!(narrowed(&slim.bytes, &[]).unwrap().is_none(), "the graph in the loop may read any token");
+        let axis = "positions/first/1/axis";
+        let taken = [layer(), vec![node("Identity", &["x"], &[axis], None)]].concat();
+        let slim = model(folder.path(), &taken, &[out, (axis, all)], 13);
+        assert!(slim.has_distinct_names());
+        let slim = at_class_token(slim, folder.path(), &[]).unwrap();
+        assert!(!slim.has_distinct_names(), "a name that it would give is taken");
         let twice = [layer(), vec![node("Identity", &["x"], &["sum"], None)]].concat();
         let slim = model(folder.path(), &twice, &[out], 13);
         assert!(narrowed(&slim.bytes, &[]).unwrap().is_none(), "two values have one name");

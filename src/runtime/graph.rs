@@ -19,12 +19,11 @@ use super::class_token::at_class_token;
 use super::cuda_graph::opening;
 use super::feed_forward::in_blocks;
 use super::mapped_files::{let_go_of_mapped, may_map};
-use super::onnx_graph::Model;
 use super::refused::without_refused;
 use super::shared_session::{Capture, Gpu, SharedSession};
 use super::side_by_side::side_by_side;
 use super::transposed::with_transposed;
-use super::weights_in_file::{Slim, has_linked_weights, with_weights_in_file};
+use super::weights_in_file::{Slim, are_linked, with_weights_in_file};
 use super::wide_pool::without_wide_pools;
 use super::{ExecutionProvider, OnnxFile, Precision, Runtime, RuntimeError, SessionOptions};
 
@@ -119,7 +118,7 @@ impl Graph {
         let (substitutes, mapped) = substitutes(path, options)?;
         let why_not =
             |reason: &dyn Display| tracing::debug!(file = %path.display(), %reason, "it is opened more as it is");
-        let opened = substitutes.into_iter().filter(has_names_of_its_own).find_map(|slim| {
+        let opened = substitutes.into_iter().filter(Slim::has_distinct_names).find_map(|slim| {
             let opened = open(Some(slim)).inspect_err(|error| why_not(error)).ok();
             // The cpu provider, which gets what others leave, would use weights where they lie in the file, at any address.
             opened.filter(|(_, counts)| {
@@ -227,15 +226,16 @@ impl Graph {
 /// What may be opened in the place of the graph in the file `path`, the best first, and the files that OpenVINO maps for all that.
 fn substitutes(path: &Path, options: &SessionOptions) -> Result<(Vec<Slim>, Vec<PathBuf>), RuntimeError> {
     let is_openvino = options.provider == ExecutionProvider::OpenVino;
+    let external = OnnxFile::read(path)?.external_data;
     // Others make fewer copies, so for them it is done only where pictures shall come as bytes, or where weights would not be found.
-    let shall_be_slim = is_openvino || options.pixel_table.is_some() || has_linked_weights(path)?;
-    let slim = if shall_be_slim { with_weights_in_file(path)? } else { None };
+    let shall_be_slim = is_openvino || options.pixel_table.is_some() || are_linked(path, &external);
+    let slim = if shall_be_slim { with_weights_in_file(path, &external)? } else { None };
     let mut mapped = Vec::new();
     if is_openvino {
         mapped.push(path.to_owned());
         match &slim {
             Some(slim) => mapped.push(slim.file.clone()),
-            None => mapped.extend(OnnxFile::read(path)?.external_data.iter().map(|file| path.with_file_name(file))),
+            None => mapped.extend(external.iter().map(|file| path.with_file_name(file))),
         }
     }
     let slim = match slim {
@@ -262,12 +262,6 @@ fn substitutes(path: &Path, options: &SessionOptions) -> Result<(Vec<Slim>, Vec<
         None => slim,
     };
     Ok((transposed.into_iter().chain(slim).collect(), mapped))
-}
-
-/// Has no value the name of another? Of two initializers ONNX Runtime takes the latter, so a name that was there before would be a wrong
-/// answer.
-fn has_names_of_its_own(slim: &Slim) -> bool {
-    Model::read(&slim.bytes).is_ok_and(|model| model.graph.names().is_some())
 }
 
 fn run_error(error: ort::Error) -> RuntimeError {

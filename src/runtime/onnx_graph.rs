@@ -190,10 +190,7 @@ impl Graph {
 
     pub(super) fn is_scalar(&self, value: &str) -> bool {
         self.initializer(value).is_some_and(|tensor| tensor.values() == 1)
-            || self
-                .nodes
-                .iter()
-                .any(|node| node.is_scalar && node.outputs.first().is_some_and(|output| output == value))
+            || self.nodes.iter().any(|node| node.is_scalar && node.outputs[0] == value)
     }
 
     /// The vector that `value` always is: an initializer, or another name of one.
@@ -245,6 +242,7 @@ pub(super) struct Node {
     /// With its domain before it where that is not ONNX's own.
     pub(super) operator: String,
     pub(super) inputs: Vec<String>,
+    /// One at least.
     pub(super) outputs: Vec<String>,
     /// A `Constant` of one value.
     pub(super) is_scalar: bool,

@@ -139,13 +139,24 @@ mod tests {
     }
 
     fn model(folder: &Path, nodes: &[Vec<u8>], opset: u64) -> Slim {
+        model_with(&[], folder, nodes, opset)
+    }
+
+    fn model_with(more: &[Vec<u8>], folder: &Path, nodes: &[Vec<u8>], opset: u64) -> Slim {
         let scalar = |name, integer: u64| {
             let mut tensor = super::super::onnx_parts::tensor(name, &[], proto::tensor::INT64);
             put_bytes(&mut tensor, proto::tensor::RAW_DATA, &integer.to_le_bytes());
             tensor
         };
         let tensors = [scalar("zero", 0), scalar("one", 1), scalar("three", 3), differing_floats("matrix", &[9, 4])];
-        write_model(folder, nodes, &tensors, &[value("x", &SIZES)], &[value("out", &[2, 4])], opset)
+        write_model(
+            folder,
+            nodes,
+            &[&tensors[..], more].concat(),
+            &[value("x", &SIZES)],
+            &[value("out", &[2, 4])],
+            opset,
+        )
     }
 
     #[test]
@@ -159,23 +170,13 @@ mod tests {
     }
 
     #[test]
-    fn a_graph_whose_own_names_would_be_given_again_is_opened_as_it_is() {
+    fn a_name_that_is_given_again_is_seen() {
         let folder = tempfile::tempdir().unwrap();
-        let mut nodes = filled_up();
-        nodes.push(node("Add", &["over", "over/axes"], &["more over"], None));
-        let one = |name: &str| super::super::onnx_parts::sizes(name, &[7]);
-        let tensors = |slim: &Slim, more: &[Vec<u8>]| {
-            let mut model = Model::read(&slim.bytes).unwrap();
-            let mut graph = model.graph.without_nodes();
-            more.iter().for_each(|tensor| put_bytes(&mut graph, proto::graph::INITIALIZER, tensor));
-            nodes.iter().for_each(|node| put_bytes(&mut graph, proto::graph::NODE, node));
-            model.import("");
-            model.with_graph(&graph)
-        };
-        let slim = model(folder.path(), &filled_up(), 17);
         for (name, is_distinct) in [("over/axes", false), ("others", true)] {
-            let rewritten = expressed_by_others(&tensors(&slim, &[one(name)])).unwrap().unwrap();
-            assert_eq!(Model::read(&rewritten).unwrap().graph.names().is_some(), is_distinct, "{name}");
+            let whole = model_with(&[sizes(name, &[7])], folder.path(), &filled_up(), 17);
+            assert!(whole.has_distinct_names());
+            let rewritten = without_refused(whole, folder.path()).unwrap();
+            assert_eq!(rewritten.has_distinct_names(), is_distinct, "{name}");
         }
     }
 

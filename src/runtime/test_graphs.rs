@@ -10,7 +10,7 @@ use super::onnx_parts::{floats, value_info};
 use super::onnx_proto as proto;
 use super::protobuf::{put_bytes, put_number};
 use super::weights_in_file::{Slim, with_weights_in_file};
-use super::{Graph as OpenGraph, Runtime, SessionOptions, Tensor};
+use super::{Graph as OpenGraph, OnnxFile, Runtime, SessionOptions, Tensor};
 
 /// A file of the models in `tests/fixtures`.
 pub(super) fn fixture(file: &str) -> PathBuf {
@@ -36,6 +36,11 @@ pub(super) fn with_text(mut node: Vec<u8>, name: &str, text: &str) -> Vec<u8> {
     put_number(&mut attribute, proto::attribute::TYPE, 3);
     put_bytes(&mut node, proto::node::ATTRIBUTE, &attribute);
     node
+}
+
+/// The model in a file without its weights.
+pub(super) fn slim(path: &Path) -> Option<Slim> {
+    with_weights_in_file(path, &OnnxFile::read(path).unwrap().external_data).unwrap()
 }
 
 /// Writes a model into `folder`, and reads it without its weights. `inputs` and `outputs` are [`value`]s.
@@ -64,7 +69,7 @@ pub(super) fn write_model(
     put_bytes(&mut model, proto::model::OPSET, &version);
     let path = folder.join("model.onnx");
     std::fs::write(&path, model).unwrap();
-    with_weights_in_file(&path).unwrap().unwrap()
+    slim(&path).unwrap()
 }
 
 /// Runs the model in `folder` and what it was rewritten to, whose outputs are to be the same; returns the graph of the latter.

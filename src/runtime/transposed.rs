@@ -13,7 +13,7 @@ use super::onnx_graph::{Graph, Model, Node, Tensor};
 use super::onnx_parts::{Place, tensor, with_integer};
 use super::protobuf::put_bytes;
 use super::weights_file::{Matrix, Weights};
-use super::weights_in_file::Slim;
+use super::weights_in_file::{Slim, if_valid};
 use super::{RuntimeError, onnx_proto as proto};
 
 /// ONNX Runtime's product of matrices, of which either may be transposed.
@@ -34,12 +34,8 @@ pub(super) fn with_transposed(slim: &Slim, path: &Path, folder: &Path) -> Result
     if refused().contains(&slim.file) {
         return Ok(None);
     }
-    let rewritten = match Rewritten::of(&slim.bytes, &slim.file) {
-        Ok(Some(rewritten)) => rewritten,
-        Ok(None) => return Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(None),
-        Err(error) => return Err(unreadable(error)),
-    };
+    let rewritten = if_valid(Rewritten::of(&slim.bytes, &slim.file)).map_err(unreadable)?;
+    let Some(rewritten) = rewritten else { return Ok(None) };
     match rewritten.weights.written(&slim.file, folder) {
         Ok(file) => Ok(Some(Slim { bytes: rewritten.model, file })),
         Err(error) => {

@@ -1,15 +1,16 @@
 //! A graph without its weights, which stay in its file: what is given to OpenVINO, and what is rewritten. A graph in a single file is otherwise copied
 //! whole several times while a session is opened, which takes as long as compiling it, and memory for most of the copies at once.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek};
 use std::path::{Path, PathBuf};
 
 use super::onnx_file::element_type;
-use super::onnx_graph::Tensor;
+use super::onnx_graph::{Model, Tensor};
 use super::onnx_parts::{Place, tensor};
 use super::protobuf::{Message, Value, put_bytes};
-use super::{OnnxFile, RuntimeError, onnx_proto as proto};
+use super::{RuntimeError, onnx_proto as proto};
 
 /// Smaller weights stay in the graph, in bytes. Some of them are parameters of nodes, which providers expect there.
 const SMALLEST: u64 = 1024;
@@ -29,22 +30,34 @@ impl Slim {
         path: &Path,
         rewrite: impl FnOnce(&[u8]) -> io::Result<Option<Vec<u8>>>,
     ) -> Result<Self, RuntimeError> {
-        match rewrite(&self.bytes) {
+        match if_valid(rewrite(&self.bytes)) {
             Ok(Some(bytes)) => Ok(Self { bytes, ..self }),
             Ok(None) => Ok(self),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(self),
             Err(error) => Err(RuntimeError::Graph(format!("{}: {error}", path.display()))),
         }
     }
+
+    /// Has no value the name of another? Of two initializers ONNX Runtime takes the latter, so a name that was there before it was
+    /// rewritten would be a wrong answer.
+    pub(super) fn has_distinct_names(&self) -> bool {
+        Model::read(&self.bytes).is_ok_and(|model| model.graph.names().is_some())
+    }
 }
 
-/// The graph at `path` without its large weights, which are in its own file or in one beside it; `None` if they are in several or elsewhere,
-/// if what is told of them is not true, or if the file's name is no text.
+/// What was made of a graph; nothing, if it is none that is read here.
+pub(super) fn if_valid<T>(made: io::Result<Option<T>>) -> io::Result<Option<T>> {
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
+        made => made,
+    }
+}
+
+/// The graph at `path` without its large weights, which are in its own file or in one beside it, if it is the only `external` one; `None` if
+/// they are in several or elsewhere, if what is told of them is not true, or if the file's name is no text.
 ///
 /// # Errors
 /// [`RuntimeError::Graph`]: the file cannot be read.
-pub(super) fn with_weights_in_file(path: &Path) -> Result<Option<Slim>, RuntimeError> {
-    let external = OnnxFile::read(path)?.external_data;
+pub(super) fn with_weights_in_file(path: &Path, external: &BTreeSet<PathBuf>) -> Result<Option<Slim>, RuntimeError> {
     let slim = || {
         let beside = match external.iter().collect::<Vec<_>>()[..] {
             [] => None,
@@ -62,20 +75,15 @@ pub(super) fn with_weights_in_file(path: &Path) -> Result<Option<Slim>, RuntimeE
             Some(_) => graph.with_slim(proto::graph::INITIALIZER, 0, |tensor| tensor.placed_tensor(name, size)),
             None => graph.with_slim(proto::graph::INITIALIZER, SMALLEST, |tensor| tensor.slim_tensor(name)),
         });
-        match bytes {
-            Ok(bytes) => Ok(Some(Slim { bytes, file: file.clone() })),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
-            Err(error) => Err(error),
-        }
+        Ok(if_valid(bytes.map(Some))?.map(|bytes| Slim { bytes, file: file.clone() }))
     };
     slim().map_err(|error: io::Error| RuntimeError::Graph(format!("{}: {error}", path.display())))
 }
 
-/// Are there weights of the graph at `path` in files that its folder has only links to, as the Hub's cache does? ONNX Runtime 1.24 refuses
-/// them where they lead out of the folder.
-pub(super) fn has_linked_weights(path: &Path) -> Result<bool, RuntimeError> {
-    let external = OnnxFile::read(path)?.external_data;
-    Ok(external.iter().any(|name| path.with_file_name(name).is_symlink()))
+/// Has the folder of the graph at `path` only links to some of its `external` weights, as the Hub's cache does? ONNX Runtime 1.24 refuses
+/// those that lead out of the folder.
+pub(super) fn are_linked(path: &Path, external: &BTreeSet<PathBuf>) -> bool {
+    external.iter().any(|name| path.with_file_name(name).is_symlink())
 }
 
 impl<R: BufRead + Seek> Message<'_, R> {
@@ -136,8 +144,9 @@ impl<R: BufRead + Seek> Message<'_, R> {
 mod tests {
     use std::io::Cursor;
 
+    use super::super::OnnxFile;
     use super::super::protobuf::put_number;
-    use super::super::test_graphs::fixture;
+    use super::super::test_graphs::{fixture, slim};
     use super::*;
 
     fn graph(model: &str) -> PathBuf {
@@ -151,7 +160,7 @@ mod tests {
     #[test]
     fn a_graph_is_the_same_but_for_where_its_large_weights_are() {
         let path = graph("tiny-wide-pool");
-        let slim = with_weights_in_file(&path).unwrap().unwrap();
+        let slim = slim(&path).unwrap();
         let (before, after) = (OnnxFile::read(&path).unwrap(), parsed(&slim.bytes));
         assert_eq!((&before.parameters, &before.open_inputs), (&after.parameters, &after.open_inputs));
         assert_eq!(before.unpadded_pools.len(), after.unpadded_pools.len());
@@ -175,7 +184,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.onnx");
         std::fs::write(&path, &model).unwrap();
-        let slim = with_weights_in_file(&path).unwrap().unwrap();
+        let slim = slim(&path).unwrap();
         let contains = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|window| window == part);
         assert!(!contains(&slim.bytes, &large) && contains(&slim.bytes, &small));
         assert!(contains(&slim.bytes, &[1, 2, 3, 4]));
@@ -189,7 +198,7 @@ mod tests {
     #[test]
     fn weights_in_a_file_beside_the_graph_stay_there() {
         let path = graph("tiny-external");
-        let slim = with_weights_in_file(&path).unwrap().unwrap();
+        let slim = slim(&path).unwrap();
         assert_eq!(slim.file, path.with_file_name("model.onnx_data").canonicalize().unwrap());
         let (before, after) = (OnnxFile::read(&path).unwrap(), parsed(&slim.bytes));
         assert_eq!((before.parameters, before.external_data), (after.parameters, after.external_data));
@@ -225,7 +234,7 @@ mod tests {
         std::fs::write(folder.path().join("elsewhere/real"), [0; 32]).unwrap();
         std::os::unix::fs::symlink("elsewhere/real", folder.path().join("weights")).unwrap();
         let path = external(folder.path(), &[&[("location", "weights")], &[("location", "weights"), ("offset", "16")]]);
-        let slim = with_weights_in_file(&path).unwrap().unwrap();
+        let slim = slim(&path).unwrap();
         assert_eq!(slim.file, folder.path().join("elsewhere/real").canonicalize().unwrap());
         let graph = super::super::onnx_graph::Model::read(&slim.bytes).unwrap().graph;
         let places = graph.initializers.iter().map(|tensor| tensor.place.as_ref().unwrap());
@@ -237,8 +246,7 @@ mod tests {
     fn a_graph_whose_weights_are_in_several_files_or_not_where_they_are_told_to_be_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("in")).unwrap();
-        let is_slim =
-            |tensors: &[&[(&str, &str)]]| with_weights_in_file(&external(folder.path(), tensors)).unwrap().is_some();
+        let is_slim = |tensors: &[&[(&str, &str)]]| slim(&external(folder.path(), tensors)).is_some();
         assert!(is_slim(&[&[("location", "weights"), ("offset", "16"), ("length", "16")]]));
         assert!(!is_slim(&[&[("location", "weights")], &[("location", "others")]]));
         assert!(!is_slim(&[&[("location", "in/weights")]]));

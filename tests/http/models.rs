@@ -266,13 +266,9 @@ fn an_int8_graph_is_measured_only_where_that_is_allowed() {
     for allowed in [false, true] {
         let models = models_dir(&[]);
         let folder = models.path().join("tiny");
-        std::fs::create_dir(&folder).unwrap();
-        let fixture = fixtures().join("models/tiny-classifier");
-        for file in ["config.json", "preprocessor_config.json", "model.onnx"] {
-            std::fs::copy(fixture.join(file), folder.join(file)).unwrap();
-        }
+        copy_fixture("tiny-classifier", &folder);
         // What makes a graph int8 to the server is its name.
-        std::fs::copy(fixture.join("model.onnx"), folder.join("model_int8.onnx")).unwrap();
+        std::fs::copy(folder.join("model.onnx"), folder.join("model_int8.onnx")).unwrap();
         let server = Server::start_in(models, |config| {
             config.model_defaults = ocelli::config::Config::default().model_defaults;
             config.model_defaults.tuning.int8 = allowed;

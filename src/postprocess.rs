@@ -100,7 +100,13 @@ pub fn normalize(vector: &mut [f32]) {
 
 /// The dot product; the cosine when both vectors have length 1.
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(x, y)| x * y).sum()
+    // One sum would wait for itself at each step.
+    let mut sums = [0.0; 16];
+    let ((a, last_of_a), (b, last_of_b)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    for (a, b) in a.iter().zip(b) {
+        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (x, y))| *sum += x * y);
+    }
+    sums.iter().sum::<f32>() + last_of_a.iter().zip(last_of_b).map(|(x, y)| x * y).sum::<f32>()
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! Wiring: what starts in which order, and what stops in which.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,7 +9,6 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::api::{self, Admission, AppState, Connections};
-use crate::batching::panic_text;
 use crate::config::{Config, ShutdownSettings};
 use crate::cpu_pool::CpuPool;
 use crate::models::{LoadContext, Registry};
@@ -125,10 +123,7 @@ fn load_in_background(
     tokio::task::spawn_blocking(move || {
         registry.load_all(&context)?;
         on_ready(&registry);
-        // Without it they serve as they do.
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| registry.tune_all())) {
-            tracing::error!(cause = panic_text(panic.as_ref()), "tuning panicked and was given up");
-        }
+        registry.tune_all();
         // Last, since tuning may open other sessions.
         let megabytes = use_huge_pages() >> 20;
         tracing::info!(megabytes, "memory is in huge pages");

@@ -41,9 +41,9 @@ impl Admission {
         permit.map_err(|_| ApiError::overloaded(format!("{} images are in work, as many as may be", self.max_images)))
     }
 
-    /// Room for the bytes of a body, to be filled chunk by chunk.
-    pub fn buffer(&self) -> BodyBuffer {
-        BodyBuffer { data: Vec::new(), room: None, bytes: Arc::clone(&self.bytes) }
+    /// Room for the bytes of a body, to be filled chunk by chunk; about `length` are expected. Memory is only taken by what comes.
+    pub fn buffer(&self, length: usize) -> BodyBuffer {
+        BodyBuffer { data: Vec::with_capacity(length), room: None, bytes: Arc::clone(&self.bytes) }
     }
 
     /// Images in work.
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn the_room_of_a_body_is_given_back_with_its_last_slice() {
         let admission = admission();
-        let mut buffer = admission.buffer();
+        let mut buffer = admission.buffer(0);
         buffer.extend(b"12345678").unwrap();
         assert!(buffer.extend(b"abc").is_err());
         let held = buffer.freeze();

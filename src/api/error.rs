@@ -192,7 +192,7 @@ impl From<InferenceError> for ApiError {
         match error {
             InferenceError::QueueFull | InferenceError::DeadlineUnreachable => Self::overloaded(detail),
             InferenceError::DeadlineExceeded => Self::deadline_exceeded(),
-            InferenceError::Closed => Self::unavailable(detail),
+            InferenceError::Closed | InferenceError::Broken => Self::unavailable(detail),
             InferenceError::Failed(cause) => Self::internal(cause),
         }
     }
@@ -220,6 +220,7 @@ mod tests {
         assert_eq!(status(InferenceError::DeadlineUnreachable.into()), 429);
         assert_eq!(status(InferenceError::DeadlineExceeded.into()), 504);
         assert_eq!(status(InferenceError::Closed.into()), 503);
+        assert_eq!(status(InferenceError::Broken.into()), 503);
         assert_eq!(status(InferenceError::Failed("x".to_owned()).into()), 500);
         assert_eq!(status(DecodeError::Empty.into()), 400);
         assert_eq!(status(DecodeError::UnknownFormat.into()), 415);

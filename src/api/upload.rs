@@ -7,8 +7,8 @@ use axum::body::Body;
 use axum::extract::{FromRequest, Multipart, Request};
 use axum::http::{HeaderMap, header, request};
 use base64::Engine as _;
-use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use base64::{DecodeError, alphabet};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use serde_json::Value;
@@ -29,6 +29,9 @@ const DISCARD_TIME: (Duration, Duration) = (Duration::from_millis(100), Duration
 
 /// Values that JSON may have besides the images, labels and templates that there may be: each takes many times its own length once it is read.
 const MORE_JSON_VALUES: usize = 1 << 16;
+
+/// Fields that a form may have besides.
+const MORE_FIELDS: usize = 64;
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
@@ -61,7 +64,7 @@ impl Upload {
             }
         };
         let (parts, mut body) = request.into_parts();
-        let bytes = match read_body(state, &mut body, deadline).await {
+        let bytes = match read_body(state, &mut body, content_length(&parts.headers), deadline).await {
             Ok(bytes) => bytes,
             Err(error) => {
                 // Somebody else may come meanwhile.
@@ -95,11 +98,16 @@ fn admit(state: &AppState, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, 
         return Err(ApiError::not_acceptable());
     }
     let limit = state.limits.max_body_bytes;
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let length = content_length(headers);
     if length.is_some_and(|length| length > limit as u64) {
         return Err(ApiError::body_too_large(length, limit));
     }
     state.admission.admit(1)
+}
+
+/// How many bytes of body are announced, if that is.
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// The server's deadline, or the earlier one that `x-request-timeout-ms` asks for.
@@ -127,10 +135,17 @@ fn accepts_json(headers: &HeaderMap) -> bool {
     ranges.peek().is_none() || ranges.any(|value| value.split(',').any(allows))
 }
 
-async fn read_body(state: &AppState, body: &mut Body, deadline: Instant) -> Result<HeldBytes, ApiError> {
+/// Reads a body, of `length` bytes if that is known.
+async fn read_body(
+    state: &AppState,
+    body: &mut Body,
+    length: Option<u64>,
+    deadline: Instant,
+) -> Result<HeldBytes, ApiError> {
     let limit = state.limits.max_body_bytes;
+    let length = length.map_or(0, |length| usize::try_from(length).unwrap_or(limit).min(limit));
     let read = async {
-        let mut buffer = state.admission.buffer();
+        let mut buffer = state.admission.buffer(length);
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| ApiError::bad_request("the body broke off"))?;
             if let Ok(chunk) = frame.into_data() {
@@ -188,7 +203,7 @@ async fn take_apart(
         parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let content_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match content_type.as_str() {
-        "multipart/form-data" => from_multipart(parts, body, parameters).await,
+        "multipart/form-data" => from_multipart(parts, body, parameters, limits).await,
         "application/json" => from_json(&body, parameters, limits),
         // Whatever the header claims, the bytes decide: `curl --data-binary` says it sends a form.
         _ if body.bytes.is_empty() => Ok(Vec::new()),
@@ -200,14 +215,20 @@ async fn from_multipart(
     parts: request::Parts,
     body: HeldBytes,
     parameters: &mut Parameters,
+    limits: &Limits,
 ) -> Result<Vec<Bytes>, ApiError> {
+    let most = values_wanted(limits).saturating_add(MORE_FIELDS);
     let wrong =
         |error: &dyn std::fmt::Display| ApiError::bad_request(format!("the multipart form cannot be read: {error}"));
     let HeldBytes { bytes, room } = body;
     let request = Request::from_parts(parts, Body::from(bytes));
     let mut form = Multipart::from_request(request, &()).await.map_err(|error| wrong(&error.body_text()))?;
-    let mut images = Vec::new();
+    let (mut images, mut fields) = (Vec::new(), 0);
     while let Some(field) = form.next_field().await.map_err(|error| wrong(&error.body_text()))? {
+        fields += 1;
+        if fields > most {
+            return Err(ApiError::bad_request(format!("the form has more than {most} fields")));
+        }
         let is_text = field.content_type().is_none_or(|kind| kind.starts_with("text/"));
         if field.file_name().is_none() && is_text {
             let name = field.name().unwrap_or_default().to_owned();
@@ -222,8 +243,7 @@ async fn from_multipart(
 }
 
 fn from_json(body: &HeldBytes, parameters: &mut Parameters, limits: &Limits) -> Result<Vec<Bytes>, ApiError> {
-    let wanted = limits.max_images.saturating_add(limits.max_labels).saturating_add(limits.max_templates);
-    let most = wanted.saturating_add(MORE_JSON_VALUES);
+    let most = values_wanted(limits).saturating_add(MORE_JSON_VALUES);
     if json_values(&body.bytes) > most {
         return Err(ApiError::bad_request(format!("the body has more than {most} JSON values")));
     }
@@ -246,12 +266,18 @@ fn from_json(body: &HeldBytes, parameters: &mut Parameters, limits: &Limits) -> 
                     images.push(from_base64(body, &place, &text)?);
                 }
             }
+            ("image" | "images", Value::Null) => {}
             ("image", _) => return Err(ApiError::bad_request("image must be a text in base64")),
             ("images", _) => return Err(ApiError::bad_request("images must be a list of texts in base64")),
             (_, value) => parameters.push(key, Raw::Json(value)),
         }
     }
     Ok(images)
+}
+
+/// Images, labels and templates that there may be.
+fn values_wanted(limits: &Limits) -> usize {
+    limits.max_images.saturating_add(limits.max_labels).saturating_add(limits.max_templates)
 }
 
 /// How many values there are in `json`, if it is JSON: at most one more than its commas and brackets that open.
@@ -290,8 +316,12 @@ fn from_base64(body: &HeldBytes, place: &str, text: &str) -> Result<Bytes, ApiEr
             _ => return Err(ApiError::bad_request(format!("{place} is a data: URI without base64"))),
         },
     };
-    let without_breaks: Vec<u8> = encoded.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
-    let decoded = BASE64.decode(without_breaks);
+    let decoded = match BASE64.decode(encoded) {
+        Err(DecodeError::InvalidByte(_, byte)) if byte.is_ascii_whitespace() => {
+            BASE64.decode(encoded.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect::<Vec<u8>>())
+        }
+        decoded => decoded,
+    };
     let decoded = decoded.map_err(|error| ApiError::bad_request(format!("{place} is not base64: {error}")))?;
     Ok(body.room.hold(decoded))
 }
@@ -332,7 +362,7 @@ mod tests {
         let limits = crate::config::Config::default().limits;
         let admission = super::super::admission::Admission::new(&limits, 1);
         let form = "--x\r\ncontent-disposition: form-data; name=\"image\"; filename=\"a\"\r\n\r\npixels\r\n--x--\r\n";
-        let mut body = admission.buffer();
+        let mut body = admission.buffer(0);
         body.extend(form.as_bytes()).unwrap();
         let request = Request::builder().header(header::CONTENT_TYPE, "multipart/form-data; boundary=x").body(());
         let (parts, ()) = request.unwrap().into_parts();
@@ -358,7 +388,7 @@ mod tests {
     #[test]
     fn base64_comes_plain_wrapped_unpadded_or_as_data_uri() {
         let limits = crate::config::Config::default().limits;
-        let body = super::super::admission::Admission::new(&limits, 1).buffer().freeze();
+        let body = super::super::admission::Admission::new(&limits, 1).buffer(0).freeze();
         for text in ["aGk=", "aGk", "aG\nk=", "data:image/png;base64,aGk=", " aGk= "] {
             assert_eq!(from_base64(&body, "image", text).unwrap(), "hi");
         }

@@ -54,6 +54,9 @@ pub enum InferenceError {
     /// The deadline passed while the job waited.
     #[error("the deadline passed while the work was queued or running")]
     DeadlineExceeded,
+    /// The model broke and could not be rebuilt yet.
+    #[error("the model broke, and could not be rebuilt yet")]
+    Broken,
     /// The model is being unloaded, or the server stopped.
     #[error("the model no longer takes work")]
     Closed,

@@ -54,6 +54,8 @@ pub struct BatchQueue<M: Model> {
 struct State<M: Model> {
     jobs: VecDeque<Waiting<M>>,
     closed: bool,
+    /// Is no worker there, after one has failed to rebuild its model?
+    broken: bool,
     policy: BatchPolicy,
     /// The crew's solo worker, if it has one.
     solo: Workers,
@@ -97,6 +99,7 @@ impl<M: Model> BatchQueue<M> {
         let state = State {
             jobs,
             closed: false,
+            broken: false,
             policy,
             solo: Workers::new(0),
             others: Workers::new(1),
@@ -113,7 +116,7 @@ impl<M: Model> BatchQueue<M> {
     pub fn relieve(&self, policy: BatchPolicy, workers: usize) -> Crew {
         let mut state = self.lock();
         let crew = Crew(state.crew.0 + 1);
-        (state.crew, state.policy, state.run_times) = (crew, policy, RunTimes::default());
+        (state.crew, state.policy, state.run_times, state.broken) = (crew, policy, RunTimes::default(), false);
         let solo = policy.solo_max_batch_size.min(1);
         (state.solo, state.others) = (Workers::new(solo), Workers::new(workers.max(1)));
         drop(state);
@@ -134,12 +137,10 @@ impl<M: Model> BatchQueue<M> {
     /// Puts a job at the end of the queue.
     ///
     /// # Errors
-    /// The queue is full or closed, or the job's turn would come too late. The job is dropped, its permit released.
+    /// The queue is full, closed or has no worker left, or the job's turn would come too late. The job is dropped, its permit released.
     pub fn push(&self, job: Job<M>) -> Result<(), InferenceError> {
         let mut state = self.lock();
-        if state.closed {
-            return Err(InferenceError::Closed);
-        }
+        state.is_open()?;
         if state.jobs.len() >= self.capacity {
             return Err(InferenceError::QueueFull);
         }
@@ -159,12 +160,10 @@ impl<M: Model> BatchQueue<M> {
     /// Puts a job before all others, also where the queue is full: for the few that the server asks for itself.
     ///
     /// # Errors
-    /// The queue is closed. The job is dropped, its permit released.
+    /// The queue is closed or has no worker left. The job is dropped, its permit released.
     pub fn push_ahead(&self, job: Job<M>) -> Result<(), InferenceError> {
         let mut state = self.lock();
-        if state.closed {
-            return Err(InferenceError::Closed);
-        }
+        state.is_open()?;
         // The first of the queue tells how long the oldest has waited.
         let since = state.jobs.front().map_or_else(Instant::now, |oldest| oldest.since);
         state.jobs.push_front(Waiting { job, since });
@@ -254,14 +253,32 @@ impl<M: Model> BatchQueue<M> {
         self.wake_one(&state);
     }
 
-    /// A worker goes out, to rebuild its model, or comes back. Meanwhile others take what would be for it, if there are any.
-    pub(super) fn set_out(&self, crew: Crew, role: Role, is_out: bool) {
+    /// A worker goes out, to rebuild its model, or comes back. Meanwhile others take what would be for it, if there are any. Returns
+    /// whether it is needed any longer.
+    pub(super) fn set_out(&self, crew: Crew, role: Role, is_out: bool) -> bool {
         let mut state = self.lock();
         if state.crew != crew {
-            return;
+            return false;
         }
         let out = &mut state.workers(role).out;
         *out = if is_out { *out + 1 } else { out.saturating_sub(1) };
+        state.broken &= is_out;
+        self.wake_one(&state);
+        !state.closed || !state.jobs.is_empty()
+    }
+
+    /// A worker that is out could not rebuild its model. If no other is there, what waits is told so, and what comes until one is back:
+    /// a model that may never come back should hold nothing that others could use.
+    pub(super) fn rebuilding_failed(&self, crew: Crew) {
+        let mut state = self.lock();
+        if state.crew != crew || !state.solo.are_out() || !state.others.are_out() {
+            return;
+        }
+        state.broken = true;
+        for Waiting { job, .. } in state.jobs.drain(..) {
+            let _ = job.reply.send(Err(InferenceError::Broken));
+        }
+        self.metrics.depth.set(0);
         self.wake_one(&state);
     }
 
@@ -320,6 +337,15 @@ impl<M: Model> Drop for Announcement<M> {
 }
 
 impl<M: Model> State<M> {
+    /// Fails if no more jobs are taken.
+    fn is_open(&self) -> Result<(), InferenceError> {
+        match (self.closed, self.broken) {
+            (true, _) => Err(InferenceError::Closed),
+            (false, true) => Err(InferenceError::Broken),
+            (false, false) => Ok(()),
+        }
+    }
+
     /// The crew's workers that can do the same as one of `role`.
     fn workers(&mut self, role: Role) -> &mut Workers {
         match role {

@@ -109,9 +109,12 @@ fn work<M: Model>(
         let healthy = run_batch(name, queue, (crew, role), &mut model, batch);
         *lock(&state.busy_since) = None;
         if !healthy {
-            queue.set_out(crew, role, true);
+            let is_needed = queue.set_out(crew, role, true);
             // Dropped before its successor is built: two sessions may not fit on one device.
             drop(model);
+            if !is_needed {
+                return;
+            }
             let Some(rebuilt) = rebuild_until_it_works(name, queue, crew, &rebuild, state) else { return };
             model = rebuilt;
             warm_up(&mut model);
@@ -188,6 +191,7 @@ fn rebuild_until_it_works<M: Model>(
             Err(cause) => {
                 tracing::error!(worker = name, %cause, retry_in = ?delay, "session could not be rebuilt");
                 *lock(&state.broken) = Some(cause);
+                queue.rebuilding_failed(crew);
             }
         }
         if !queue.is_needed_after(crew, delay) {
@@ -307,6 +311,32 @@ mod tests {
             assert_eq!(next.output, (2, 2), "answered by the rebuilt model");
         }
         queue.close();
+    }
+
+    #[test]
+    fn who_waits_for_a_model_that_cannot_be_rebuilt_is_told_so() {
+        let queue = Arc::new(BatchQueue::new(100, QueueMetrics::default(), Arc::default()));
+        let (let_fail, may_fail) = mpsc::channel::<()>();
+        let rebuild = move || {
+            let _ = may_fail.recv();
+            Err("gone".to_owned())
+        };
+        let model = Doubler { gate: None, generation: 1 };
+        let worker = Worker::spawn("worker".to_owned(), Arc::clone(&queue), Role::Any, model, rebuild).unwrap();
+        worker.begin(queue.relieve(BatchPolicy::up_to(1), 1));
+        let failed = push(&queue, 14).blocking_recv().unwrap().unwrap_err();
+        assert_eq!(failed, InferenceError::Failed("fourteen".to_owned()));
+        let waits = push(&queue, 1);
+        let_fail.send(()).unwrap();
+        assert_eq!(waits.blocking_recv().unwrap().unwrap_err(), InferenceError::Broken);
+        let (reply, _answer) = oneshot::channel();
+        let deadline = Instant::now() + Duration::from_secs(600);
+        let refused = queue.push(Job { input: 1, deadline, reply, permit: None });
+        assert_eq!(refused, Err(InferenceError::Broken));
+        queue.relieve(BatchPolicy::up_to(1), 1);
+        push(&queue, 1);
+        drop(let_fail);
+        worker.thread.join().unwrap();
     }
 
     #[test]

@@ -135,7 +135,7 @@ pub const KEYS: &[Key] = &[
     key(
         "max_in_flight",
         "N",
-        "256",
+        "1024",
         "Images admitted at a time, from the first byte of the body to the answer; more get 429.",
     ),
     key("max_queue_size", "N", "16384", "Images or prompts that may wait in one model's queue; more get 429."),

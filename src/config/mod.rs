@@ -310,7 +310,8 @@ pub fn usable_cores() -> usize {
 }
 
 fn default_cache_dir() -> PathBuf {
-    let user_cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    // Relative ones are to be ignored, by the XDG Base Directory Specification; one that is empty is as good as none.
+    let user_cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let user_cache = user_cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
     user_cache.unwrap_or_else(std::env::temp_dir).join("ocelli")
 }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::engine::{EngineSource, GraphInfo};
 use super::image_encoder::ImageEncoder;
+use super::stored_graph::StoredGraph;
 use super::tuner::Stage;
 use super::{LoadContext, LoadError, PredictError, Stop, Ticket, Timings};
 use crate::batching::Straggler;
@@ -45,8 +46,16 @@ impl Classifier {
         settings: &ModelSettings,
     ) -> Result<Self, LoadError> {
         let metrics = context.metrics.model(&parts.name);
-        let source =
-            EngineSource { model: &parts.name, graph: "model", file: graph, folder, outputs: &["logits"], settings };
+        let source = EngineSource {
+            model: &parts.name,
+            graph: "model",
+            file: graph,
+            stored: &StoredGraph::read(graph, folder)?,
+            judged_with: None,
+            folder,
+            outputs: &["logits"],
+            settings,
+        };
         let encoder = ImageEncoder::start(context, &source, parts.processor, metrics.clone())?;
         let width = encoder.engine.output_width;
         let labels = parts.labels.unwrap_or_else(|| (0..width).map(|index| format!("LABEL_{index}")).collect());

@@ -21,7 +21,7 @@ use super::tuning_cache::TuningCache;
 use super::{LoadContext, LoadError, Stop, Ticket};
 use crate::batching::{Announcement, Answer, BatchQueue, InferenceError, Job, Role, Straggler, Worker};
 use crate::config::ModelSettings;
-use crate::runtime::{ExecutionProvider, OnnxFile, Precision, give_back_freed_memory};
+use crate::runtime::{ExecutionProvider, Precision, give_back_freed_memory};
 
 /// How often a thread that waits for an answer looks for it.
 const POLL: Duration = Duration::from_millis(1);
@@ -97,6 +97,10 @@ pub(super) struct EngineSource<'a> {
     pub(super) graph: &'static str,
     /// The file.
     pub(super) file: &'a Path,
+    /// What is in it.
+    pub(super) stored: &'a StoredGraph,
+    /// The graph together with whose answers this one's are judged, if there is one.
+    pub(super) judged_with: Option<&'a StoredGraph>,
     /// The model's folder.
     pub(super) folder: &'a Path,
     /// The output to read, by its names in falling precedence.
@@ -109,28 +113,25 @@ impl<B: Binding> Engine<B> {
     /// Opens and warms the sessions one after the other and starts their workers.
     pub(super) fn start(context: &LoadContext, source: &EngineSource<'_>, binding: &B) -> Result<Self, LoadError> {
         let settings = source.settings;
-        let graph = OnnxFile::read(source.file)?;
-        let open_inputs = graph.open_inputs.clone();
         let int8 = int8_of(source.file).filter(|_| settings.tuning.int8).and_then(|path| {
-            let read = || StoredGraph::of(OnnxFile::read(&path)?, &path, source.folder);
             // Tuning would only have tried it.
             let left_out =
                 |error: &LoadError| tracing::warn!(model = source.model, %error, "the int8 graph is left out");
-            let stored = read().inspect_err(left_out).ok()?;
+            let stored = StoredGraph::read(&path, source.folder).inspect_err(left_out).ok()?;
             Some((path, stored))
         });
         let (int8_file, int8) = int8.unzip();
-        let files = Files { graph: source.file.to_path_buf(), int8: int8_file };
-        let stored = (StoredGraph::of(graph, &files.graph, source.folder)?, int8);
-        let hashes: Vec<String> = std::iter::once(&stored.0).chain(&stored.1).map(|one| one.sha256.clone()).collect();
-        let cache = TuningCache::new(&context.cache_dir, source, &hashes, &context.runtime.library);
+        let sha256 = source.stored.sha256.clone();
+        let files = Files { graph: source.file.to_path_buf(), int8: int8_file, sha256 };
+        let cache = TuningCache::new(&context.cache_dir, source, int8.as_ref(), &context.runtime.library);
+        let stored = (source.stored.clone(), int8);
         let opener = Opener {
             context: context.clone(),
             binding: binding.clone(),
             files,
             outputs: source.outputs.iter().map(|&name| name.to_owned()).collect(),
             device_id: settings.device_id,
-            open_inputs,
+            open_inputs: stored.0.open_inputs.clone(),
         };
         let First { plan, sessions, reason, tuning } = First::open(&opener, source, &cache)?;
         let Some(warmed) = sessions.first() else {

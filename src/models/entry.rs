@@ -1,6 +1,7 @@
 //! One model of the registry: its folder, its state, and the model itself while it is loaded.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::classifier::ClassifierParts;
@@ -67,6 +68,8 @@ pub(super) struct Entry {
     settings: ModelSettings,
     /// What the folder said when it was first read; `None` if it could not be.
     pub(super) description: Option<Description>,
+    /// Has a request named it, or been given it as the default?
+    pub(super) asked_for: AtomicBool,
     state: RwLock<State>,
 }
 
@@ -87,7 +90,7 @@ impl Entry {
             }
             Err(error) => (None, failed(&path, &error)),
         };
-        Self { path, settings, description, state: RwLock::new(state) }
+        Self { path, settings, description, asked_for: AtomicBool::new(false), state: RwLock::new(state) }
     }
 
     /// Opens and warms the model. Blocks.

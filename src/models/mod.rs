@@ -38,7 +38,7 @@ pub use engine::GraphInfo;
 pub use entry::LoadedModel;
 pub use folder::{DualEncoderFolder, FolderContent, FolderError, ModelFolder, Task};
 pub use info::{ModelInfo, ModelState};
-pub use registry::{LookupError, Registry, StopReport};
+pub use registry::{LookupError, Registry};
 pub use stored_graph::StoredGraph;
 pub use text_encoder::Padding;
 pub use trial::measure_for_server;

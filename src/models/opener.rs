@@ -30,6 +30,8 @@ pub(super) struct Files {
     pub(super) graph: PathBuf,
     /// Its int8 variant, where that may be taken instead.
     pub(super) int8: Option<PathBuf>,
+    /// SHA-256 of the graph that was asked for, in hexadecimal.
+    pub(super) sha256: String,
 }
 
 impl Files {
@@ -312,6 +314,7 @@ impl<B: Binding> Opener<B> {
             max_batch_size: plan.max_batch_size,
             input_shapes: Vec::new(),
             cache_dir: self.context.cache_dir.clone(),
+            graph_hash: self.files.sha256.clone(),
         };
         // TensorRT must be told every shape before it compiles.
         if plan.provider == ExecutionProvider::TensorRt {

@@ -1,14 +1,16 @@
 //! The models of the models folder: look-up by name, loading in the background, stopping.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::entry::Entry;
 use super::info::{ModelInfo, ModelState};
 use super::tuner::Stage;
 use super::{Classifier, LoadContext, LoadError, LoadedModel, Task, ZeroShotClassifier};
-use crate::batching::Straggler;
+use crate::batching::{Straggler, panic_text};
 use crate::config::Config;
 use crate::runtime::RuntimeError;
 
@@ -49,15 +51,16 @@ pub enum LookupError {
         reason: Option<String>,
     },
 }
+
+/// So soon do workers end that have no work, once they are told.
+const IDLE_ENDS_WITHIN: Duration = Duration::from_millis(200);
+
 /// Every model of the models folder.
 pub struct Registry {
     entries: BTreeMap<String, Entry>,
     default_classifier: Option<String>,
     default_zero_shot: Option<String>,
 }
-
-/// How stopping went: who had not ended at the time limit.
-pub type StopReport = Vec<Straggler>;
 
 impl Registry {
     /// Reads the models folder. A sub-folder that cannot be read becomes a model that failed.
@@ -133,10 +136,22 @@ impl Registry {
     /// Measures, model by model, how each is best run where the settings leave that open. Blocks for some seconds a model, in
     /// which all of them answer; ends early once they are closed.
     pub fn tune_all(&self) {
-        for stage in [Stage::Arithmetic, Stage::Batches] {
-            for (name, entry) in &self.entries {
-                entry.tune(name, stage);
+        self.for_each_stage(|stage, name, entry| {
+            // Without it the model serves as it does.
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| entry.tune(name, stage))) {
+                tracing::error!(model = name, cause = panic_text(panic.as_ref()), "tuning panicked and was given up");
             }
+        });
+    }
+
+    /// Calls `tune` for each stage of each model: of those first that have been asked for by then, as others may never be.
+    fn for_each_stage(&self, mut tune: impl FnMut(Stage, &str, &Entry)) {
+        let of_all = |stage| self.entries.iter().map(move |(name, entry)| (stage, name, entry));
+        let mut left: Vec<_> = [Stage::Arithmetic, Stage::Batches].into_iter().flat_map(of_all).collect();
+        while !left.is_empty() {
+            let asked_for = left.iter().position(|(.., entry)| entry.asked_for.load(Ordering::Relaxed));
+            let (stage, name, entry) = left.remove(asked_for.unwrap_or(0));
+            tune(stage, name, entry);
         }
     }
 
@@ -178,6 +193,7 @@ impl Registry {
     fn find<'a>(&self, name: Option<&'a str>, task: Task) -> Result<(&'a str, LoadedModel), LookupError> {
         let name = name.ok_or_else(|| LookupError::NoneForTask(task.name().to_owned()))?;
         let entry = self.entries.get(name).ok_or_else(|| self.unknown(name))?;
+        entry.asked_for.store(true, Ordering::Relaxed);
         if entry.description.as_ref().is_some_and(|description| description.task != task) {
             return Err(self.wrong_task(name, task));
         }
@@ -236,8 +252,9 @@ impl Registry {
         }
     }
 
-    /// Waits until every worker has ended, or until `deadline`; returns those that have not.
-    pub async fn join(&self, deadline: Instant) -> StopReport {
+    /// Waits until every worker has ended, or until `deadline`, but long enough for those that are idle; returns those that have not.
+    pub async fn join(&self, deadline: Instant) -> Vec<Straggler> {
+        let deadline = deadline.max(Instant::now() + IDLE_ENDS_WITHIN);
         loop {
             // One that was being loaded may be ready by now.
             self.close();
@@ -285,6 +302,30 @@ mod tests {
             mistakes[0].starts_with("models.vit: ") && mistakes[1].starts_with("default_zero_shot: "),
             "{mistakes:?}"
         );
+    }
+
+    #[test]
+    fn models_that_are_asked_for_are_tuned_first() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
+        let mut registry = Registry::scan(&config(&fixtures)).unwrap();
+        registry.entries.retain(|name, _| ["tiny-classifier", "tiny-fp16", "tiny-slow"].contains(&name.as_str()));
+        let mut order = Vec::new();
+        registry.for_each_stage(|stage, name, _| {
+            if order.is_empty() {
+                // Nothing is loaded here; asked for it has been all the same.
+                assert!(registry.classifier(Some("tiny-slow")).is_err());
+            }
+            order.push((stage, name.to_owned()));
+        });
+        let expected = [
+            (Stage::Arithmetic, "tiny-classifier"),
+            (Stage::Arithmetic, "tiny-slow"),
+            (Stage::Batches, "tiny-slow"),
+            (Stage::Arithmetic, "tiny-fp16"),
+            (Stage::Batches, "tiny-classifier"),
+            (Stage::Batches, "tiny-fp16"),
+        ];
+        assert_eq!(order, expected.map(|(stage, name)| (stage, name.to_owned())));
     }
 
     #[test]

@@ -21,15 +21,19 @@ pub struct StoredGraph {
     pub parameters: BTreeMap<&'static str, u64>,
     /// SHA-256 of the file and its external data, in hexadecimal.
     pub sha256: String,
+    /// As [`OnnxFile::open_inputs`].
+    #[serde(skip)]
+    pub(super) open_inputs: Vec<Vec<Option<String>>>,
 }
 
 impl StoredGraph {
-    /// What the file at `path`, read as `file`, holds.
-    pub(super) fn of(file: OnnxFile, path: &Path, folder: &Path) -> Result<Self, LoadError> {
+    /// What the file at `path` holds.
+    pub(super) fn read(path: &Path, folder: &Path) -> Result<Self, LoadError> {
+        let file = OnnxFile::read(path)?;
         let sha256 =
             content_hash(path, &file).map_err(|error| LoadError::System(format!("{}: {error}", path.display())))?;
         let name = path.strip_prefix(folder).unwrap_or(path).display().to_string();
-        Ok(Self { file: name, parameters: file.parameters, sha256 })
+        Ok(Self { file: name, parameters: file.parameters, sha256, open_inputs: file.open_inputs })
     }
 }
 

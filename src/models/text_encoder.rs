@@ -118,6 +118,10 @@ impl TextEncoder {
         let encoded = pool.run(encode).await??;
         let most = (self.engine.settings.max_queue_size / 2).clamp(1, MOST_AT_ONCE);
         let embed = |(prompt, tokens): (String, Vec<i64>)| async move {
+            // Another request may have had it computed while this one's turn came.
+            if let Some(embedding) = self.cache.get_all(arithmetic, std::slice::from_ref(&prompt)).pop().flatten() {
+                return Ok((prompt, embedding));
+            }
             let (reply, pending) = Pending::new();
             self.engine.submit(tokens, ticket.clone(), reply)?;
             let embedding = unit(pending.answer().await?.output);

@@ -174,6 +174,8 @@ fn wait(child: &mut Child, is_over: &dyn Fn() -> bool) -> Option<ExitStatus> {
 /// # Errors
 /// There is no more server.
 pub fn measure_for_server(mut input: impl BufRead, output: impl Write) -> std::io::Result<()> {
+    // Where memory runs out, this process ends and not the server that starts it. Other systems than Linux have no such file.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let mut request = String::new();
     input.read_line(&mut request)?;
     let (input, output) = (RefCell::new(input), RefCell::new(output));
@@ -244,7 +246,7 @@ mod tests {
         Request {
             onnxruntime: PathBuf::new(),
             cache_dir: PathBuf::new(),
-            files: Files { graph: PathBuf::new(), int8: None },
+            files: Files { graph: PathBuf::new(), int8: None, sha256: String::new() },
             outputs: Vec::new(),
             device_id: 0,
             plans: vec![Plan {

@@ -6,18 +6,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sha2::{Digest, Sha256};
 
 use super::engine::EngineSource;
+use super::stored_graph::StoredGraph;
 use super::tuning::Tuning;
 
 /// To be raised when something else is measured than before.
-const REVISION: u32 = 7;
+const REVISION: u32 = 8;
 
 /// Where measurements of a graph are kept between starts. Everything that could change them is in the name.
 pub(super) struct TuningCache(PathBuf);
 
 impl TuningCache {
-    /// For the graph of `source`, whose files have these hashes, as `library` runs it on this machine.
-    pub(super) fn new(cache_dir: &Path, source: &EngineSource<'_>, sha256: &[String], library: &Path) -> Self {
-        let EngineSource { graph, folder, settings, .. } = source;
+    /// For the graph of `source`, and its variant in int8 if that may be taken, as `library` runs it on this machine.
+    pub(super) fn new(cache_dir: &Path, source: &EngineSource<'_>, int8: Option<&StoredGraph>, library: &Path) -> Self {
+        let EngineSource { graph, stored, judged_with, folder, settings, .. } = source;
+        let sha256 = [Some(*stored), int8, *judged_with].map(|graph| graph.map(|graph| &graph.sha256));
         let length = std::fs::metadata(library).map_or(0, |file| file.len());
         let cores = crate::config::usable_cores();
         let version = env!("CARGO_PKG_VERSION");
@@ -77,6 +79,8 @@ fn processors() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::super::tuning::{Candidate, Speed};
     use super::*;
     use crate::config::{Config, ModelSettings};
@@ -87,12 +91,26 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = Config::default().model_defaults;
         let model = tempfile::tempdir().unwrap();
-        let cache_of = |graph: &'static str, settings: &ModelSettings, hash: &str| {
-            let source =
-                EngineSource { model: "m", graph, file: Path::new("f"), folder: model.path(), outputs: &[], settings };
-            TuningCache::new(folder.path(), &source, &[hash.to_owned()], Path::new("library"))
+        let stored = |hash: &str| StoredGraph {
+            file: "f".to_owned(),
+            parameters: BTreeMap::new(),
+            sha256: hash.to_owned(),
+            open_inputs: Vec::new(),
         };
-        let cache = |settings: &ModelSettings, hash: &str| cache_of("vision_model", settings, hash);
+        let cache_of = |graph: &'static str, settings: &ModelSettings, hash: &str, other: &str| {
+            let source = EngineSource {
+                model: "m",
+                graph,
+                file: Path::new("f"),
+                stored: &stored(hash),
+                judged_with: Some(&stored(other)),
+                folder: model.path(),
+                outputs: &[],
+                settings,
+            };
+            TuningCache::new(folder.path(), &source, None, Path::new("library"))
+        };
+        let cache = |settings: &ModelSettings, hash: &str| cache_of("vision_model", settings, hash, "other");
         assert!(cache(&settings, "a").read().is_none());
         let candidates = vec![Candidate {
             provider: ExecutionProvider::Cpu,
@@ -106,7 +124,8 @@ mod tests {
         cache(&settings, "a").write(&Tuning { cached: false, candidates: candidates.clone() });
         assert_eq!(cache(&settings, "a").read().unwrap(), Tuning { cached: true, candidates });
         assert!(cache(&settings, "b").read().is_none());
-        assert!(cache_of("text_model", &settings, "a").read().is_none(), "both encoders may be in one graph");
+        assert!(cache_of("text_model", &settings, "a", "other").read().is_none(), "both encoders may be in one graph");
+        assert!(cache_of("vision_model", &settings, "a", "b").read().is_none(), "they are judged together");
         std::fs::write(model.path().join("weights.bin"), "1").unwrap();
         assert!(cache(&settings, "a").read().is_some());
         std::fs::write(model.path().join("preprocessor_config.json"), "{}").unwrap();

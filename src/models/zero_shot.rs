@@ -8,6 +8,7 @@ use futures_util::future::try_join_all;
 use super::engine::{EngineSource, GraphInfo};
 use super::image_encoder::ImageEncoder;
 use super::scoring::Scoring;
+use super::stored_graph::StoredGraph;
 use super::text_encoder::{TextEncoder, TokenBinding};
 use super::tuner::Stage;
 use super::{LoadContext, LoadError, PredictError, Stop, Ticket, Timings};
@@ -64,10 +65,14 @@ impl ZeroShotClassifier {
             return Err(LoadError::System(format!("{} is not a dual encoder", folder.name)));
         };
         let metrics = context.metrics.model(&folder.name);
+        let vision_graph = StoredGraph::read(&dual.vision_graph, &folder.path)?;
+        let text_graph = StoredGraph::read(&dual.text_graph, &folder.path)?;
         let vision_source = EngineSource {
             model: &folder.name,
             graph: "vision_model",
             file: &dual.vision_graph,
+            stored: &vision_graph,
+            judged_with: Some(&text_graph),
             folder: &folder.path,
             outputs: &["image_embeds", "pooler_output"],
             settings,
@@ -75,6 +80,8 @@ impl ZeroShotClassifier {
         let text_source = EngineSource {
             graph: "text_model",
             file: &dual.text_graph,
+            stored: &text_graph,
+            judged_with: Some(&vision_graph),
             outputs: &["text_embeds", "pooler_output"],
             ..vision_source
         };
@@ -107,7 +114,8 @@ impl ZeroShotClassifier {
             encoded.map_err(|error| (Some(index), error))
         });
         let labels = async { self.label_embeddings(pool, question, ticket).await.map_err(|error| (None, error)) };
-        let (images, labels) = futures_util::future::try_join(try_join_all(images), labels).await?;
+        // Labels first: what is new in them is read by the threads that decode, and should not wait for all images.
+        let (labels, images) = futures_util::future::try_join(labels, try_join_all(images)).await?;
         let timings = images.iter().fold(Timings::default(), |longest, (_, timings)| longest.max(*timings));
         let results = images.into_iter().map(|(mut image, _)| {
             normalize(&mut image);

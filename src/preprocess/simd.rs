@@ -2,10 +2,10 @@
 
 use super::kernel::Kernel;
 
-/// Are there vector instructions for this processor?
+/// Has this processor AVX2, and what came with it?
 pub(super) fn is_available() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return std::is_x86_feature_detected!("avx2");
+    return std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("bmi2");
     #[cfg(not(target_arch = "x86_64"))]
     return false;
 }
@@ -42,9 +42,11 @@ mod avx2 {
     use super::super::kernel::{Kernel, LANES};
 
     /// Rows that are resampled side by side.
-    const ROWS: usize = 4;
-    /// Bytes that a row of pixels is read by.
+    const ROWS: usize = 8;
+    /// Bytes that a row is read by along its length, of which four pixels are used.
     const BLOCK: usize = 16;
+    /// Bytes of a row that are computed at a time where columns are resampled.
+    const WIDE: usize = 32;
 
     #[target_feature(enable = "avx2")]
     pub(super) fn horizontal(kernel: &Kernel, pixels: &[u8], stride: usize, first: usize) -> Vec<u8> {
@@ -53,23 +55,24 @@ mod avx2 {
         let mut output = buffer::take(rows * target);
         // Blocks reach beyond what they are read for, so the last rows are read from a longer copy.
         let beyond = BLOCK * (1 + kernel.taps / LANES);
-        let copied = pixels.len().saturating_sub(beyond) / (ROWS * stride).max(1) * ROWS;
-        let mut last = vec![0; (rows - copied).next_multiple_of(ROWS) * stride + beyond];
-        last[..(rows - copied) * stride].copy_from_slice(&pixels[copied * stride..rows * stride]);
-        let groups = (0..copied).step_by(ROWS).map(|row| &pixels[row * stride..]);
-        let groups = groups.chain((0..rows - copied).step_by(ROWS).map(|row| &last[row * stride..]));
-        // Pixels are written by four bytes, of which the last is then the next one's.
-        let mut four: [Vec<u8>; ROWS] = std::array::from_fn(|_| vec![0; target + 1]);
-        for (group, place) in groups.zip(output.chunks_mut((ROWS * target).max(1))) {
-            four_rows(kernel, group, stride, first, &mut four);
-            place.chunks_exact_mut(target).zip(&four).for_each(|(place, row)| place.copy_from_slice(&row[..target]));
+        let whole = pixels.len().saturating_sub(beyond) / (ROWS * stride).max(1) * ROWS;
+        let mut last = vec![0; (rows - whole).next_multiple_of(ROWS) * stride + beyond];
+        last[..(rows - whole) * stride].copy_from_slice(&pixels[whole * stride..rows * stride]);
+        let (output_of_whole, output_of_last) = output.split_at_mut(whole * target);
+        for (group, place) in (0..).step_by(ROWS).zip(output_of_whole.chunks_exact_mut((ROWS * target).max(1))) {
+            resample_rows(kernel, &pixels[group * stride..], stride, first, place);
+        }
+        let mut place = vec![0; ROWS * target];
+        for (group, output) in (0..).step_by(ROWS).zip(output_of_last.chunks_mut((ROWS * target).max(1))) {
+            resample_rows(kernel, &last[group * stride..], stride, first, &mut place);
+            output.copy_from_slice(&place[..output.len()]);
         }
         output
     }
 
-    /// The first four rows of `pixels`, which go on for a block behind them.
+    /// The first rows of `pixels`, which go on for a block behind them.
     #[target_feature(enable = "avx2")]
-    fn four_rows(kernel: &Kernel, pixels: &[u8], stride: usize, first: usize, output: &mut [Vec<u8>; ROWS]) {
+    fn resample_rows(kernel: &Kernel, pixels: &[u8], stride: usize, first: usize, output: &mut [u8]) {
         // Of two pixels, red next to red, green to green, blue to blue, each as 16 bits.
         const NONE: i8 = -128;
         let first_two = _mm256_broadcastsi128_si256(_mm_setr_epi8(
@@ -80,67 +83,108 @@ mod avx2 {
         ));
         let precision = _mm_cvtsi32_si128(kernel.precision as i32);
         let half = _mm256_set1_epi32(kernel.half());
+        let Some(last) = kernel.starts.len().checked_sub(1) else { return };
+        let target = (last + 1) * 3;
+        // All that is read and written is looked at once, as to do so for each pixel takes as long as what is computed.
+        let (lowest, highest) =
+            kernel.starts.iter().fold((usize::MAX, 0), |(a, b), &start| (a.min(start), b.max(start)));
+        let length = (ROWS - 1) * stride + (highest - first) * 3 + (kernel.taps / LANES - 1) * LANES * 3 + BLOCK;
+        assert!(first <= lowest && length <= pixels.len() && output.len() == ROWS * target, "rows are too short");
         for (index, (start, weights)) in kernel.each().enumerate() {
-            let (mut ab, mut cd) = (half, half);
-            // All that is read for this pixel, of four rows: the last block ends behind the last weight's pixel.
-            let at = (start - first) * 3;
-            let read = &pixels[at..][..(ROWS - 1) * stride + weights.len() * 3 + BLOCK - LANES * 3];
+            let mut sums = [half; ROWS / 2];
             for (step, &[w0, w1, w2, w3]) in weights.as_chunks::<LANES>().0.iter().enumerate() {
                 let (one, two) = (_mm256_set1_epi32(pair(w0, w1)), _mm256_set1_epi32(pair(w2, w3)));
-                #[expect(unsafe_code, reason = "a check of each block takes as long as what is computed with it")]
-                // SAFETY: `step` is less than a fourth of the weights, and `row` less than `ROWS`, so the block is within `read`.
-                let block =
-                    |row: usize| unsafe { _mm_loadu_si128(read.as_ptr().add(row * stride + step * LANES * 3).cast()) };
-                let (upper, lower) = (_mm256_set_m128i(block(1), block(0)), _mm256_set_m128i(block(3), block(2)));
-                ab = _mm256_add_epi32(ab, _mm256_madd_epi16(_mm256_shuffle_epi8(upper, first_two), one));
-                cd = _mm256_add_epi32(cd, _mm256_madd_epi16(_mm256_shuffle_epi8(lower, first_two), one));
-                ab = _mm256_add_epi32(ab, _mm256_madd_epi16(_mm256_shuffle_epi8(upper, next_two), two));
-                cd = _mm256_add_epi32(cd, _mm256_madd_epi16(_mm256_shuffle_epi8(lower, next_two), two));
+                let at = ((start - first) + step * LANES) * 3;
+                #[expect(unsafe_code, reason = "see above")]
+                // SAFETY: `row` is less than `ROWS`, `start` at least `first` and at most `highest`, and `step` less than a fourth of the
+                // weights, so the block ends within `length`.
+                let block = |row: usize| unsafe { _mm_loadu_si128(pixels.as_ptr().add(row * stride + at).cast()) };
+                for (two_rows, sum) in sums.iter_mut().enumerate() {
+                    let pixels = _mm256_set_m128i(block(two_rows * 2 + 1), block(two_rows * 2));
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(_mm256_shuffle_epi8(pixels, first_two), one));
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(_mm256_shuffle_epi8(pixels, next_two), two));
+                }
             }
             // Packing saturates, which is what clamping is.
-            let (ab, cd) = (_mm256_sra_epi32(ab, precision), _mm256_sra_epi32(cd, precision));
-            let words = _mm256_packs_epi32(ab, cd);
-            let bytes = _mm256_packus_epi16(words, words);
-            let (ac, bd) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
-            let (a, b) = (_mm_cvtsi128_si32(ac), _mm_cvtsi128_si32(bd));
-            let (c, d) = (_mm_extract_epi32::<1>(ac), _mm_extract_epi32::<1>(bd));
-            for (row, pixel) in output.iter_mut().zip([a, b, c, d]) {
-                row[index * 3..][..4].copy_from_slice(&pixel.to_le_bytes());
+            let [ab, cd, ef, gh] = sums.map(|sum| _mm256_sra_epi32(sum, precision));
+            let bytes = _mm256_packus_epi16(_mm256_packs_epi32(ab, cd), _mm256_packs_epi32(ef, gh));
+            let (even, odd) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
+            let (a, c, e, g) = four(even);
+            let (b, d, f, h) = four(odd);
+            for (row, pixel) in [a, b, c, d, e, f, g, h].into_iter().enumerate() {
+                let (at, pixel) = (row * target + index * 3, pixel.to_le_bytes());
+                if index < last {
+                    #[expect(unsafe_code, reason = "see above")]
+                    // SAFETY: another pixel of the row comes behind this one. Its first byte is written to as well, but it is itself later.
+                    unsafe {
+                        output.as_mut_ptr().add(at).cast::<[u8; 4]>().write_unaligned(pixel);
+                    }
+                } else {
+                    output[at..][..3].copy_from_slice(&pixel[..3]);
+                }
             }
         }
     }
 
     #[target_feature(enable = "avx2")]
+    fn four(values: __m128i) -> (i32, i32, i32, i32) {
+        let others = (_mm_extract_epi32::<1>(values), _mm_extract_epi32::<2>(values), _mm_extract_epi32::<3>(values));
+        (_mm_cvtsi128_si32(values), others.0, others.1, others.2)
+    }
+
+    #[target_feature(enable = "avx2")]
     pub(super) fn vertical(kernel: &Kernel, pixels: &[u8], stride: usize, first: usize, output: &mut [u8]) -> usize {
         let precision = _mm_cvtsi32_si128(kernel.precision as i32);
+        let half = _mm256_set1_epi32(kernel.half());
         let Some(last) = (pixels.len() / stride.max(1)).checked_sub(1) else { return 0 };
-        let done = stride / BLOCK * BLOCK;
-        for ((start, weights), target) in kernel.each().zip(output.chunks_exact_mut(stride.max(1))) {
-            for (block, place) in target.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
-                let (mut left, mut right) = (_mm256_set1_epi32(kernel.half()), _mm256_set1_epi32(kernel.half()));
-                #[expect(unsafe_code, reason = "a check of each block takes as long as what is computed with it")]
-                // SAFETY: there are rows up to `last`, and `block` is a whole one of a row. (Weights of 0 may reach beyond the last row.)
-                let block_of = |row: usize| unsafe {
-                    _mm_loadu_si128(pixels.as_ptr().add(row.min(last) * stride + block * BLOCK).cast())
-                };
-                for (step, &[w0, w1]) in weights.as_chunks::<2>().0.iter().enumerate() {
-                    let row = start - first + 2 * step;
-                    let (upper, lower) = (block_of(row), block_of(row + 1));
+        let Some(last_block) = stride.checked_sub(WIDE) else { return 0 };
+        let zero = _mm256_setzero_si256();
+        let mut rows: Vec<&[u8]> = Vec::with_capacity(kernel.taps);
+        for ((start, weights), target) in kernel.each().zip(output.chunks_exact_mut(stride)) {
+            rows.clear();
+            // Weights of 0 may reach beyond the last row.
+            let row = |tap: usize| &pixels[(start - first + tap).min(last) * stride..][..stride];
+            rows.extend((0..weights.len()).map(row));
+            // The last block may begin within the one before.
+            for at in (0..last_block).step_by(WIDE).chain([last_block]) {
+                let mut sums = [half; 4];
+                for (&[upper, lower], &[w0, w1]) in rows.as_chunks::<2>().0.iter().zip(weights.as_chunks::<2>().0) {
+                    let (upper, lower) = (load(&upper[at..]), load(&lower[at..]));
                     let weights = _mm256_set1_epi32(pair(w0, w1));
-                    let low = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(upper, lower));
-                    let high = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(upper, lower));
-                    left = _mm256_add_epi32(left, _mm256_madd_epi16(low, weights));
-                    right = _mm256_add_epi32(right, _mm256_madd_epi16(high, weights));
+                    let (low, high) = (_mm256_unpacklo_epi8(upper, lower), _mm256_unpackhi_epi8(upper, lower));
+                    let pairs = [
+                        _mm256_unpacklo_epi8(low, zero),
+                        _mm256_unpackhi_epi8(low, zero),
+                        _mm256_unpacklo_epi8(high, zero),
+                        _mm256_unpackhi_epi8(high, zero),
+                    ];
+                    for (sum, pairs) in sums.iter_mut().zip(pairs) {
+                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, weights));
+                    }
                 }
-                let (left, right) = (_mm256_sra_epi32(left, precision), _mm256_sra_epi32(right, precision));
-                // Packing goes by halves of a register, so their quarters have to be put in order.
-                let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(left, right));
-                let bytes = _mm256_packus_epi16(words, words);
-                place[..8].copy_from_slice(&_mm256_extract_epi64::<0>(bytes).to_le_bytes());
-                place[8..].copy_from_slice(&_mm256_extract_epi64::<2>(bytes).to_le_bytes());
+                // Packing goes by halves of a register, as unpacking has.
+                let [a, b, c, d] = sums.map(|sum| _mm256_sra_epi32(sum, precision));
+                let bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+                let place: &mut [u8] = &mut target[at..][..WIDE];
+                #[expect(unsafe_code, reason = "the only way to write them at once")]
+                // SAFETY: there are so many bytes.
+                unsafe {
+                    _mm256_storeu_si256(place.as_mut_ptr().cast(), bytes);
+                }
             }
         }
-        done
+        stride
+    }
+
+    /// The first bytes.
+    #[target_feature(enable = "avx2")]
+    fn load(bytes: &[u8]) -> __m256i {
+        let bytes = &bytes[..WIDE];
+        #[expect(unsafe_code, reason = "the only way to read them at once")]
+        // SAFETY: there are so many bytes.
+        unsafe {
+            _mm256_loadu_si256(bytes.as_ptr().cast())
+        }
     }
 
     /// Two weights as the multiplication takes them.

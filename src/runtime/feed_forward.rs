@@ -191,7 +191,8 @@ fn blocks(width: u64, height: u64, cache: u64) -> Option<u64> {
     if bytes(width) <= cache {
         return None;
     }
-    (2..=width / COLUMNS).find(|blocks| width.is_multiple_of(blocks * COLUMNS) && bytes(width / blocks) <= cache / 2)
+    let fits = |blocks| bytes(width / blocks) <= cache / 8 * 5;
+    (2..=width / COLUMNS).find(|&blocks| width.is_multiple_of(blocks * COLUMNS) && fits(blocks))
 }
 
 #[cfg(test)]
@@ -290,7 +291,7 @@ mod tests {
 
     #[test]
     fn blocks_are_as_few_as_fit_and_of_whole_columns() {
-        assert_eq!(blocks(3072, 768, CORE_CACHE), Some(6), "ViT-B and CLIP");
+        assert_eq!(blocks(3072, 768, CORE_CACHE), Some(4), "ViT-B and CLIP");
         assert_eq!(blocks(1536, 384, CORE_CACHE), None, "ViT-S fits");
         assert_eq!(blocks(4096, 1024, CORE_CACHE), Some(8), "ViT-L");
         assert_eq!(blocks(3071, 768, CORE_CACHE), None, "no number fits");

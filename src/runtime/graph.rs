@@ -12,6 +12,7 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
 
 use super::assignment::{RECORD_KEY, nodes_by_provider};
+use super::attention_keys::with_keys_as_rows;
 use super::batch_memory::Pinning;
 use super::byte_pixels::with_byte_pixels;
 use super::channel_norm::normalized_as_lists;
@@ -246,7 +247,8 @@ fn substitutes(path: &Path, options: &SessionOptions) -> Result<(Vec<Slim>, Vec<
     // f32 is the reference, so its sums are not made in other parts.
     let slim = match slim {
         Some(slim) if options.precision == Precision::Bf16 => {
-            Some(side_by_side(in_blocks(slim, path)?, path, &options.dimensions)?)
+            let slim = in_blocks(with_keys_as_rows(slim, path)?, path)?;
+            Some(side_by_side(slim, path, &options.dimensions)?)
         }
         slim => slim,
     };
@@ -271,7 +273,7 @@ fn run_error(error: ort::Error) -> RuntimeError {
 fn session_builder(runtime: &Runtime, options: &SessionOptions) -> Result<SessionBuilder, ort::Error> {
     if options.provider == ExecutionProvider::TensorRt {
         // TensorRT writes its caches there and does not create the folder.
-        let _ = std::fs::create_dir_all(options.cache_dir.join("tensorrt"));
+        let _ = std::fs::create_dir_all(options.engines());
     }
     let mut builder = Session::builder(&runtime.environment)?
         .with_optimization_level(GraphOptimizationLevel::Level3)?

@@ -1,6 +1,7 @@
 //! ONNX Runtime: finding the library, choosing execution providers, running graphs. The only part that knows `ort`.
 
 mod assignment;
+mod attention_keys;
 mod batch_memory;
 mod byte_pixels;
 mod channel_norm;

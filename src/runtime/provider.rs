@@ -159,8 +159,10 @@ pub struct SessionOptions {
     pub max_batch_size: usize,
     /// `(input, smallest, largest)` shapes without the batch dimension, for TensorRT's shape profile.
     pub input_shapes: Vec<(String, Vec<usize>, Vec<usize>)>,
-    /// Where TensorRT keeps engines and timings.
+    /// The cache: weights that are stored another way for OpenVINO, and TensorRT's engines and timings.
     pub cache_dir: PathBuf,
+    /// The graph's hash. TensorRT keeps its engines by it: their own names tell graphs apart by what is named in them, and not by weights.
+    pub graph_hash: String,
 }
 
 impl SessionOptions {
@@ -179,7 +181,13 @@ impl SessionOptions {
             max_batch_size,
             input_shapes: Vec::new(),
             cache_dir,
+            graph_hash: String::new(),
         }
+    }
+
+    /// Where TensorRT keeps the graph's engines.
+    pub(super) fn engines(&self) -> PathBuf {
+        self.cache_dir.join("tensorrt").join(&self.graph_hash)
     }
 
     /// May several threads run one session at once, so that its weights are there but once? ONNX Runtime allows it throughout,
@@ -231,7 +239,7 @@ impl SessionOptions {
     }
 
     fn tensorrt_options(&self) -> Vec<(&'static str, String)> {
-        let cache = self.cache_dir.join("tensorrt").display().to_string();
+        let engines = self.engines().display().to_string();
         let profile = |batch: usize, largest: bool| {
             let shape = |(name, min, max): &(String, Vec<usize>, Vec<usize>)| {
                 let rest = if largest { max } else { min };
@@ -245,9 +253,9 @@ impl SessionOptions {
             ("trt_fp16_enable", flag(self.precision == Precision::F16)),
             ("trt_bf16_enable", flag(self.precision == Precision::Bf16)),
             ("trt_engine_cache_enable", flag(true)),
-            ("trt_engine_cache_path", cache.clone()),
+            ("trt_engine_cache_path", engines.clone()),
             ("trt_timing_cache_enable", flag(true)),
-            ("trt_timing_cache_path", cache),
+            ("trt_timing_cache_path", engines),
             ("trt_profile_min_shapes", profile(1, false)),
             ("trt_profile_opt_shapes", profile(self.max_batch_size, true)),
             ("trt_profile_max_shapes", profile(self.max_batch_size, true)),
@@ -277,6 +285,7 @@ mod tests {
             max_batch_size: 8,
             input_shapes: vec![("pixel_values".to_owned(), vec![3, 224, 224], vec![3, 224, 224])],
             cache_dir: PathBuf::from("/cache"),
+            graph_hash: "0a".to_owned(),
         }
     }
 
@@ -314,8 +323,8 @@ mod tests {
         assert_eq!(value(&options, "device_id"), "1");
         assert_eq!(value(&options, "trt_fp16_enable"), "1");
         assert_eq!(value(&options, "trt_bf16_enable"), "0");
-        assert_eq!(value(&options, "trt_engine_cache_path"), "/cache/tensorrt");
-        assert_eq!(value(&options, "trt_timing_cache_path"), "/cache/tensorrt");
+        assert_eq!(value(&options, "trt_engine_cache_path"), "/cache/tensorrt/0a");
+        assert_eq!(value(&options, "trt_timing_cache_path"), "/cache/tensorrt/0a");
         assert_eq!(value(&options, "trt_profile_min_shapes"), "pixel_values:1x3x224x224");
         assert_eq!(value(&options, "trt_profile_opt_shapes"), "pixel_values:8x3x224x224");
         assert_eq!(value(&options, "trt_profile_max_shapes"), "pixel_values:8x3x224x224");

@@ -17,7 +17,7 @@ use super::weights_in_file::{Slim, if_valid};
 use super::{RuntimeError, onnx_proto as proto};
 
 /// ONNX Runtime's product of matrices, of which either may be transposed.
-const DOMAIN: &str = "com.microsoft";
+pub(super) const DOMAIN: &str = "com.microsoft";
 const PRODUCT: &str = "FusedMatMul";
 
 /// Graphs whose weights could not be written, of which it is said and tried but once.
@@ -93,6 +93,13 @@ impl Rewritten {
     }
 }
 
+impl Node {
+    /// The product as one by what is transposed, with other names for what it reads.
+    pub(super) fn by_transposed(&self, name: impl Fn(&str) -> String) -> io::Result<Vec<u8>> {
+        Ok(with_integer(self.replaced(DOMAIN, PRODUCT, name)?, "transB", 1))
+    }
+}
+
 /// Columns of a matrix in the graph's file.
 struct Columns<'g> {
     tensor: &'g Tensor,
@@ -143,7 +150,7 @@ impl Graph {
                 Some(transposed) => {
                     read.extend([node.inputs[0].as_str(), transposed]);
                     let name = |value: &str| if value == node.inputs[1] { transposed } else { value }.to_owned();
-                    with_integer(node.replaced(DOMAIN, PRODUCT, name)?, "transB", 1)
+                    node.by_transposed(name)?
                 }
                 None => {
                     read.extend(node.inputs.iter().map(String::as_str));

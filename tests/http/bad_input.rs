@@ -280,6 +280,10 @@ fn forms_that_are_no_forms_are_refused() {
     Answer::of(form("--x--\r\n")).assert_error(400, "there is no image in the request");
     let without_boundary = server.post("/v1/classify").header("content-type", "multipart/form-data").body("x");
     Answer::of(without_boundary).assert_error(400, "the multipart form cannot be read");
+    let field = "--x\r\ncontent-disposition: form-data; name=\"labels\"\r\n\r\na\r\n";
+    let many = server.post("/v1/classify").header("content-type", "multipart/form-data; boundary=x");
+    let many = many.body(field.repeat(5000) + "--x--\r\n");
+    Answer::of(many).assert_error(400, "the form has more than 1228 fields");
     server.assert_serves();
 }
 

@@ -60,7 +60,7 @@ fn images_come_as_base64_or_data_uri_in_json() {
     let server = Server::start(&["tiny-classifier"]);
     let red = BASE64.encode(picture(RED));
     let uri = format!("data:image/png;base64,{}", BASE64.encode(picture(BLUE)));
-    let answer = server.post_json("/v1/classify", &json!({"image": red}));
+    let answer = server.post_json("/v1/classify", &json!({"image": red, "images": null}));
     assert_eq!(answer.top_label(), "red", "{answer:?}");
     let answer =
         server.post_json("/v1/classify", &json!({"images": [uri, red], "top_k": 2, "function_to_apply": null}));

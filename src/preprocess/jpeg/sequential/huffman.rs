@@ -156,6 +156,15 @@ impl Code {
         Some(Self { entries, lengths, symbols: symbols.to_vec() })
     }
 
+    /// The symbol that the `next` 16 bits begin with, whose code is too long to be looked up, and that code's bits.
+    #[cold]
+    #[inline(never)]
+    fn symbol(&self, next: u32) -> Option<(u8, u32)> {
+        let bits = (1..=16).find(|&bits| next < self.lengths[bits as usize].0)?;
+        let index = (next >> (16 - bits)) as i32 + self.lengths[bits as usize].1;
+        Some((self.symbols.get(usize::try_from(index).ok()?).copied()?, bits))
+    }
+
     /// Could it be one for DC coefficients? They have no zeros before them, and 11 bits at most.
     pub(super) fn is_for_dc(&self) -> bool {
         self.symbols.iter().all(|&symbol| symbol <= 11)
@@ -174,6 +183,7 @@ impl AcCode {
 }
 
 /// The bits between two restarts.
+#[derive(Clone, Copy)]
 pub(super) struct Bits<'d> {
     data: &'d [u8],
     /// The next byte of `data` to be taken. Behind the last, 0s are taken.
@@ -205,17 +215,20 @@ impl<'d> Bits<'d> {
                 self.at += taken as usize;
                 self.count += taken * 8;
             }
-            None => self.fill_at_end(),
+            None => *self = self.filled_at_end(),
         }
     }
 
+    // By value: whose address is taken is kept in memory, also where this is not called.
     #[cold]
-    fn fill_at_end(&mut self) {
+    #[inline(never)]
+    fn filled_at_end(mut self) -> Self {
         while self.count < 56 {
             let byte = self.data.get(self.at).copied().unwrap_or_default();
             self.next |= u64::from(byte) << (56 - self.count);
             (self.at, self.count) = (self.at + 1, self.count + 8);
         }
+        self
     }
 
     #[inline(always)]
@@ -229,16 +242,6 @@ impl<'d> Bits<'d> {
         self.count -= bits;
     }
 
-    /// A symbol whose code is too long to be looked up.
-    #[cold]
-    fn symbol(&mut self, code: &Code) -> Option<u8> {
-        let next = self.peek(16);
-        let bits = (1..=16).find(|&bits| next < code.lengths[bits as usize].0)?;
-        self.skip(bits);
-        let index = (next >> (16 - bits)) as i32 + code.lengths[bits as usize].1;
-        code.symbols.get(usize::try_from(index).ok()?).copied()
-    }
-
     /// The next coefficient, the zeros before it, and whether the block ends instead. Takes up to 31 bits.
     #[inline(always)]
     fn coefficient(&mut self, code: &Code) -> Option<(u32, i32, bool)> {
@@ -248,8 +251,9 @@ impl<'d> Bits<'d> {
             return Some((entry.zeros(), entry.value().into(), entry.is(Entry::ENDS_BLOCK)));
         }
         let (zeros, own_bits) = if entry == Entry::NOT_HERE {
-            let symbol = u32::from(self.symbol(code)?);
-            (symbol >> 4, symbol & 15)
+            let (symbol, bits) = code.symbol(self.peek(16))?;
+            self.skip(bits);
+            (u32::from(symbol >> 4), u32::from(symbol & 15))
         } else {
             (entry.zeros(), entry.value() as u32)
         };

@@ -29,7 +29,12 @@ pub(super) fn transform(
         // All samples are the mean.
         let mean = (i32::from(coefficients[0].wrapping_mul(steps[0]) << 2) + 16) >> 5;
         let sample = (mean + 128).clamp(0, 255) as u8;
-        return output.chunks_mut(stride).take(eighths).for_each(|row| row[..eighths].fill(sample));
+        return match eighths {
+            8 => fill::<8>(sample, output, stride),
+            4 => fill::<4>(sample, output, stride),
+            2 => fill::<2>(sample, output, stride),
+            _ => fill::<1>(sample, output, stride),
+        };
     }
     let (coefficients, steps) = (coefficients.as_chunks::<8>().0, steps.as_chunks::<8>().0);
     let coefficients: [__m128i; 8] = std::array::from_fn(|row| load(&coefficients[row]));
@@ -47,6 +52,14 @@ pub(super) fn transform(
         }
         4 => store::<4>(transpose(half::<19>(transpose(half::<12>(rows)))), output, stride),
         _ => store::<2>(transpose(quarter::<20>(transpose(quarter::<13>(rows)))), output, stride),
+    }
+}
+
+/// One sample throughout.
+fn fill<const SIDE: usize>(sample: u8, output: &mut [u8], stride: usize) {
+    let output = &mut output[..(SIDE - 1) * stride + SIDE];
+    for row in 0..SIDE {
+        output[row * stride..][..SIDE].copy_from_slice(&[sample; SIDE]);
     }
 }
 

@@ -23,13 +23,13 @@ pub(super) fn decode(bytes: &[u8], outline: &Outline<'_>, demand: &impl Demand) 
         return None;
     }
     #[expect(unsafe_code, reason = "the compiler cannot see that the processor has been asked")]
-    // SAFETY: the processor has AVX2.
+    // SAFETY: the processor has AVX2 and BMI2.
     unsafe {
         decode_with_avx2(bytes, outline, demand)
     }
 }
 
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,bmi2")]
 fn decode_with_avx2(bytes: &[u8], outline: &Outline<'_>, demand: &impl Demand) -> Option<Decoded> {
     let frame = Frame::read(bytes)?;
     let layout = Layout::new(&frame, outline.size, reduction(outline.size, demand.size(outline.size)))?;

@@ -140,7 +140,7 @@ impl Planes {
 }
 
 /// The part's pixels, row by row, in memory of [`buffer`]; `None` if the data is damaged, as far as it is read.
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,bmi2")]
 pub(super) fn decode(layout: &Layout, frame: &Frame<'_>, part: &Part) -> Option<Vec<u8>> {
     let Layout { luma_block, sampling, upsampling, units, .. } = *layout;
     let (rows, columns) = layout.units_of(part);

@@ -17,7 +17,7 @@ use super::resize::{Picture, Target, resize, unseen};
 use super::window::{Margins, Window};
 
 /// Of two threads that read parts of one picture, the first gets this many tenths of the rows: the other has to go through those
-/// too, as a JPEG's codes follow one another, which takes about 0.4 of what decoding and resizing them takes.
+/// too, as a JPEG's codes follow one another, which takes about 0.3 of what decoding and resizing them takes.
 const UPPER_TENTHS: usize = 6;
 
 /// RGB8 pixels to a normalised tensor, with the results of the `transformers` processor of the same config

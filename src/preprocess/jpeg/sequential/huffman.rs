@@ -21,6 +21,7 @@ pub(super) struct Code {
 pub(super) struct AcCode {
     code: Code,
     pairs: Box<[Pair; 1 << LOOKUP]>,
+    runs: Box<[Run; 1 << LOOKUP]>,
 }
 
 /// What some bits begin with.
@@ -128,6 +129,45 @@ impl Pair {
     }
 }
 
+/// As many coefficients as some bits hold, or the end of the block behind them, to be passed over.
+///
+/// Bits 0 to 3: how many bits they take. 4: is the end among them? 8 to 15: how far they lead on in the block. 0: not one is all there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Run(u16);
+
+impl Run {
+    const NONE: Self = Self(0);
+    const ENDS_BLOCK: u16 = 1 << 4;
+
+    /// For all that `bits` begin with.
+    fn new(bits: usize, entries: &[Entry; 1 << LOOKUP]) -> Self {
+        let (mut taken, mut length, mut ends) = (0, 0, false);
+        while !ends {
+            let next = entries[bits << taken & ((1 << LOOKUP) - 1)];
+            if !next.is(Entry::HAS_VALUE) || taken + next.bits() > LOOKUP {
+                break;
+            }
+            taken += next.bits();
+            ends = next.is(Entry::ENDS_BLOCK);
+            length += if ends { 0 } else { next.zeros() + 1 };
+        }
+        let flag = if ends { Self::ENDS_BLOCK } else { 0 };
+        Self(taken as u16 | flag | (length as u16) << 8)
+    }
+
+    fn bits(self) -> u32 {
+        u32::from(self.0 & 15)
+    }
+
+    fn ends_block(self) -> bool {
+        self.0 & Self::ENDS_BLOCK != 0
+    }
+
+    fn length(self) -> usize {
+        usize::from(self.0 >> 8)
+    }
+}
+
 impl Code {
     /// By how many codes there are of each length from 1 on, and their symbols; `None` if there is no such code.
     pub(super) fn new(counts: &[u8; 16], symbols: &[u8]) -> Option<Self> {
@@ -173,12 +213,13 @@ impl Code {
 
 impl AcCode {
     pub(super) fn new(code: Code) -> Self {
-        let mut pairs = Box::new([Pair::NONE; 1 << LOOKUP]);
+        let (mut pairs, mut runs) = (Box::new([Pair::NONE; 1 << LOOKUP]), Box::new([Run::NONE; 1 << LOOKUP]));
+        runs.iter_mut().enumerate().for_each(|(bits, run)| *run = Run::new(bits, &code.entries));
         for (bits, (pair, &first)) in pairs.iter_mut().zip(code.entries.iter()).enumerate() {
             let behind = bits << first.bits() & ((1 << LOOKUP) - 1);
             *pair = Pair::new(first, code.entries[behind]);
         }
-        Self { code, pairs }
+        Self { code, pairs, runs }
     }
 }
 
@@ -313,6 +354,40 @@ impl<'d> Bits<'d> {
             }
         }
     }
+
+    /// Passes over a block that is not needed: [`Self::block`] without its coefficients, but for the first.
+    #[inline(always)]
+    pub(super) fn skip_block(&mut self, (dc_code, ac_code): (&Code, &AcCode), dc: &mut i32) -> Option<()> {
+        self.fill();
+        *dc += self.coefficient(dc_code)?.1;
+        i16::try_from(*dc).ok()?;
+        let mut index = 1;
+        loop {
+            self.fill();
+            for _ in 0..56 / LOOKUP {
+                let run = ac_code.runs[self.peek(LOOKUP) as usize];
+                let next = index + run.length();
+                if run != Run::NONE && next < 64 {
+                    self.skip(run.bits());
+                    index = next;
+                    if run.ends_block() {
+                        return Some(());
+                    }
+                    continue;
+                }
+                self.fill();
+                let (zeros, _, ends) = self.coefficient(&ac_code.code)?;
+                if ends {
+                    return Some(());
+                }
+                index += zeros as usize + 1;
+                if index >= 64 {
+                    return (index == 64).then_some(());
+                }
+                break;
+            }
+        }
+    }
 }
 
 /// Takes entropy-coded data up to the next marker, which it returns, and puts its bytes into `into`: `FF 00` is one byte there.
@@ -346,8 +421,12 @@ mod tests {
         let data: Vec<u8> =
             bits.chunks(8).map(|byte| (0..8).fold(0, |sum, at| sum * 2 + byte.get(at).copied().unwrap_or(1))).collect();
         let mut block = [0; 64];
-        let mut bits = Bits::new(&data);
-        let extent = bits.block((&code(), &AcCode::new(code())), &mut 0, &mut block)?;
+        let (mut bits, codes) = (Bits::new(&data), (&code(), &AcCode::new(code())));
+        let mut passed_over = bits;
+        let skipped = passed_over.skip_block(codes, &mut 0);
+        let read = bits.block(codes, &mut 0, &mut block);
+        assert_eq!((skipped.is_some(), passed_over.left()), (read.is_some(), bits.left()), "to the same end");
+        let extent = read?;
         let values = ZIGZAG[..64].iter().map(|&position| block[usize::from(position)]).enumerate();
         bits.left().map(|_| (extent, values.filter(|&(_, value)| value != 0).collect()))
     }

@@ -171,13 +171,15 @@ pub(super) fn decode(layout: &Layout, frame: &Frame<'_>, part: &Part) -> Option<
             for (plane, component) in frame.components.iter().enumerate() {
                 let (side, (across, down)) = layout.blocks(plane);
                 for index in 0..across * down {
-                    let extent = bits.block(codes[plane], &mut dc[plane], &mut coefficients)?;
-                    if is_needed {
-                        let (top, left) = (row * down + index / across, column * across + index % across);
-                        let (start, stride) = planes.place(plane, top * side);
-                        let place = &mut planes.samples[start + left * side..];
-                        transform(&coefficients, &component.steps, extent, side, place, stride);
+                    if !is_needed {
+                        bits.skip_block(codes[plane], &mut dc[plane])?;
+                        continue;
                     }
+                    let extent = bits.block(codes[plane], &mut dc[plane], &mut coefficients)?;
+                    let (top, left) = (row * down + index / across, column * across + index % across);
+                    let (start, stride) = planes.place(plane, top * side);
+                    let place = &mut planes.samples[start + left * side..];
+                    transform(&coefficients, &component.steps, extent, side, place, stride);
                     if extent > 1 {
                         coefficients.fill(0);
                     }

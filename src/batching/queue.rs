@@ -245,7 +245,7 @@ impl<M: Model> BatchQueue<M> {
                 let is_full = size == state.policy.max_batch_size;
                 // A session for full batches takes no less time for fewer.
                 if role == Role::Any || is_full {
-                    state.run_times.learn_batch(time, size, is_full);
+                    state.run_times.learn_batch(time, size, is_full, Instant::now());
                 }
             }
         }
@@ -358,7 +358,7 @@ impl<M: Model> State<M> {
         Situation {
             len: self.jobs.len(),
             oldest_age: self.jobs.front().map_or(Duration::ZERO, |oldest| now - oldest.since),
-            solo_is_sooner: self.solo_is_sooner(),
+            solo_is_sooner: self.solo_is_sooner(now),
             cores_are_free: self.others.busy + (self.others.count / 2).max(1) <= self.others.count,
             solo_is_out: self.solo.are_out(),
             others_are_out: self.others.are_out(),
@@ -368,9 +368,9 @@ impl<M: Model> State<M> {
 
     /// Would the solo worker have answered the jobs that wait, are on their way or run before a full batch were done? Not once a
     /// batch runs.
-    fn solo_is_sooner(&self) -> bool {
+    fn solo_is_sooner(&self, now: Instant) -> bool {
         let jobs = self.jobs.len() + self.coming + self.solo.jobs;
-        self.others.busy == 0 && self.run_times.solo_is_sooner(jobs)
+        self.others.busy == 0 && self.run_times.solo_is_sooner(jobs, now)
     }
 
     /// When the turn of a job that came now would be, as far as can be told. An empty queue never refuses.
@@ -535,9 +535,9 @@ mod tests {
         answers.extend(push_each(&queue, 3..5));
         assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [3, 4]);
         answers.extend(push_each(&queue, 5..7));
-        assert!(!queue.lock().solo_is_sooner(), "four take 12 ms");
+        assert!(!queue.lock().solo_is_sooner(Instant::now()), "four take 12 ms");
         queue.finish(crew, Role::Solo, 2, MS * 6);
-        assert!(queue.lock().solo_is_sooner(), "two take 6 ms");
+        assert!(queue.lock().solo_is_sooner(Instant::now()), "two take 6 ms");
     }
 
     #[test]

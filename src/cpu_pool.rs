@@ -88,7 +88,7 @@ impl Panicked {
 impl From<JoinError> for Panicked {
     fn from(error: JoinError) -> Self {
         match error.try_into_panic() {
-            Ok(panic) => Self(crate::batching::panic_text(panic.as_ref()).to_owned()),
+            Ok(panic) => Self(crate::panics::panic_text(panic.as_ref()).to_owned()),
             Err(_) => Self::dropped(),
         }
     }

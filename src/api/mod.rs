@@ -28,7 +28,7 @@ use utoipa_swagger_ui::SwaggerUi;
 pub use admission::Admission;
 pub use connections::Connections;
 
-use crate::batching::panic_text;
+use crate::panics::panic_text;
 use crate::config::Limits;
 use crate::cpu_pool::CpuPool;
 use crate::models::Registry;

@@ -80,7 +80,7 @@ impl ClosedGate<'_> {
         self.since.elapsed()
     }
 
-    /// Opens the gate. If runs waited for that, they get as much time as that took before this returns.
+    /// Opens the gate, and, if runs were held up, sleeps for as long as it was closed, so that serving has half of the time at least.
     pub fn open(self) {
         let (time, waited) = (self.time(), self.gate.lock().waiting > 0);
         drop(self);

@@ -9,7 +9,6 @@ mod worker;
 pub use gate::{ClosedGate, RunGate};
 pub use policy::{BatchPolicy, Role};
 pub use queue::{Announcement, BatchQueue, Crew, Job, Permit};
-pub(crate) use worker::panic_text;
 pub use worker::{Straggler, Worker};
 
 use std::time::Duration;

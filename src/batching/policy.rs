@@ -18,10 +18,10 @@ pub struct BatchPolicy {
 pub enum Role {
     /// Whatever waits, up to the largest batch.
     Any,
-    /// Full batches, and what is too few for one where it is not for the solo worker of the crew.
+    /// Full batches, and partial ones that the crew's solo worker does not take.
     Full,
-    /// One job at a time, or a few, with all cores, while half of them are free: what is too few for a full batch, and more while that
-    /// answers all there are sooner than a batch would.
+    /// One job at a time, or a few, with all cores, while at least half of the other workers are idle: what is too few for a full batch, and
+    /// more if that would be answered before a batch finished.
     Solo,
 }
 

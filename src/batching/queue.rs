@@ -300,8 +300,8 @@ impl<M: Model> BatchQueue<M> {
         needed(&mut waited.unwrap_or_else(PoisonError::into_inner).0)
     }
 
-    /// Wakes a worker that what waits is for, if anything does. Whoever changes the state calls this: a worker that was woken before
-    /// may find that what waits is now for another. Once nothing waits nor will come, all have to hear of it.
+    /// Wakes one worker that may take the waiting jobs, if there are any. Whoever changes the state calls this: a worker that was woken
+    /// before may find that they are now for another. Once nothing waits nor will come, all have to hear of it.
     fn wake_one(&self, state: &State<M>) {
         if state.jobs.is_empty() {
             if state.closed {

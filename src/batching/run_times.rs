@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// What a full batch took is forgotten if none has been run for so long: what keeps others from being run may be that one was held up.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(3);
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
 
 /// Moving averages; `None` before the first run of a kind.
 #[derive(Debug, Default)]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::queue::Waiting;
 use super::{Answer, BatchQueue, Crew, InferenceError, Model, Role};
+use crate::panics::panic_text;
 
 /// Between two attempts to rebuild a model after a failed run; doubled each time, up to the second figure.
 const REBUILD_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -199,12 +200,6 @@ fn rebuild_until_it_works<M: Model>(
         }
         delay = (delay * 2).min(longest);
     }
-}
-
-/// The message of a caught panic.
-pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 #[cfg(test)]

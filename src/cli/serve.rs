@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::{Arg, ArgMatches, Command};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -29,6 +30,7 @@ pub(super) fn run(mut config: Config, matches: &ArgMatches, json: bool) -> Resul
     let image = matches.get_one::<String>("example_image").cloned().unwrap_or_default();
     config.program = std::env::current_exe().ok();
     // The async runtime moves bytes; decoding and inference have threads of their own.
+    allow_files(config.limits.max_connections);
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(usable_cores().clamp(1, 4)).thread_name("http").enable_all();
     let runtime = builder.build()?;
@@ -47,6 +49,21 @@ pub(super) fn run(mut config: Config, matches: &ArgMatches, json: bool) -> Resul
     // A straggler was given its time; waiting for its thread here would make the limit meaningless.
     runtime.shutdown_background();
     outcome
+}
+
+/// Asks for as many open files as `connections` need, and some more. Many systems allow a process 1,024 unless it asks.
+fn allow_files(connections: usize) {
+    const OTHERS: u64 = 1024;
+    let wanted = (connections as u64).saturating_add(OTHERS);
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let allowed = limit.maximum.map_or(wanted, |most| most.min(wanted));
+    if allowed < wanted {
+        tracing::warn!(allowed, wanted, "fewer files may be open than max_connections needs");
+    }
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(allowed), ..limit });
 }
 
 /// Resolves at the first SIGTERM or Ctrl-C; the second one ends the process at once.

@@ -44,7 +44,7 @@ pub struct Config {
     pub preprocess_threads: usize,
     /// The ONNX Runtime library or its folder, if it was named.
     pub onnxruntime: Option<PathBuf>,
-    /// Where compiled engines are kept.
+    /// Root of the cache: what tuning measured, transposed weights, and TensorRT's engines.
     pub cache_dir: PathBuf,
     /// The program that measures, in processes of its own: `ocelli`. Not a setting of the user's.
     pub program: Option<PathBuf>,
@@ -71,15 +71,15 @@ pub struct ModelSettings {
     pub batch_policy: BatchPolicy,
     /// Most jobs that may wait.
     pub max_queue_size: usize,
-    /// Sessions per graph; `None`: the server chooses.
+    /// Batches of a graph that are run at once; `None`: the server chooses.
     pub instances: Option<usize>,
-    /// Inference threads per session; `None`: the usable cores divided by the sessions.
+    /// Inference threads per instance; `None`: the usable cores divided by the instances.
     pub threads: Option<usize>,
     /// Threads of a further session for single items; `None`: the server chooses whether there is one.
     pub solo_threads: Option<usize>,
     /// Most items that it takes at a time; `None`: the server chooses.
     pub solo_max_batch_size: Option<usize>,
-    /// What is looked for by measuring where a setting is left open.
+    /// What tuning optimises where a setting is left open, and within which bounds.
     pub tuning: TuningSettings,
 }
 

@@ -45,7 +45,7 @@ pub struct GraphInfo {
     pub precision: Precision,
     /// Batches that are run at once, each by a worker thread, in sessions that share their weights where the provider lets them.
     pub instances: usize,
-    /// Inference threads per session.
+    /// Inference threads per instance.
     pub threads: usize,
     /// Threads of a further session that runs lone images, and what is too few for a batch, while half of the others are idle.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -61,7 +61,7 @@ pub struct LoadContext {
     pub metrics: SharedMetrics,
     /// Bounds on images.
     pub decode_limits: DecodeLimits,
-    /// Where compiled engines are kept.
+    /// Root of the cache: what tuning measured, transposed weights, and TensorRT's engines.
     pub cache_dir: PathBuf,
     /// Prompts whose embeddings are kept, per model.
     pub text_cache_size: usize,

@@ -12,9 +12,9 @@ use crate::runtime::{ExecutionProvider, Precision};
 pub(super) struct Plan {
     pub(super) provider: ExecutionProvider,
     pub(super) precision: Precision,
-    /// Sessions, each with a worker thread.
+    /// Batches run at once, each by a worker of its own; providers on the CPU share one session for them.
     pub(super) instances: usize,
-    /// Inference threads per session.
+    /// Inference threads per instance.
     pub(super) threads: usize,
     pub(super) max_batch_size: usize,
     /// A further session, which runs lone items and what is too few for a batch, while half of the others are idle.

@@ -10,8 +10,9 @@ use super::entry::Entry;
 use super::info::{ModelInfo, ModelState};
 use super::tuner::Stage;
 use super::{Classifier, LoadContext, LoadError, LoadedModel, Task, ZeroShotClassifier};
-use crate::batching::{Straggler, panic_text};
+use crate::batching::Straggler;
 use crate::config::Config;
+use crate::panics::panic_text;
 use crate::runtime::RuntimeError;
 
 /// Why a request got no model.

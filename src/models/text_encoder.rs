@@ -19,8 +19,8 @@ use crate::runtime::{Pinning, PixelTable, Tensor, TensorSpec};
 use crate::telemetry::ModelMetrics;
 use crate::text::{Embedding, EmbeddingCache, Tokenizer};
 
-/// So many prompts of one request wait in the queue at a time, or half of what it holds: others' come in between, and those are computed and
-/// kept for which there is time, even if there is none for the rest.
+/// Prompts that one request may queue at once, and no more than half of what the queue holds: so others' come in between, and what was
+/// computed is kept even if the request runs out of time.
 const MOST_AT_ONCE: usize = 256;
 
 /// The text side of a dual encoder.

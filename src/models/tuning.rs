@@ -14,9 +14,9 @@ pub struct Candidate {
     pub provider: ExecutionProvider,
     /// The arithmetic.
     pub precision: Precision,
-    /// Sessions.
+    /// Batches run at once.
     pub instances: usize,
-    /// Inference threads per session.
+    /// Inference threads per instance.
     pub threads: usize,
     /// By batch size; empty if it was ruled out before.
     pub speeds: Vec<Speed>,

@@ -264,7 +264,12 @@ pub fn serve_command(models: &Path) -> Command {
 
 /// The real program, serving a models folder, and its address.
 pub fn program(models: &Path, arguments: &[&str]) -> (Child, String) {
-    let mut child = serve_command(models).args(arguments).spawn().unwrap();
+    started(serve_command(models).args(arguments))
+}
+
+/// The program that `command` starts, once its models are loaded, and its address.
+pub fn started(command: &mut Command) -> (Child, String) {
+    let mut child = command.spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut address = None;
     let mut line = String::new();

@@ -1,9 +1,10 @@
 //! More than the server can do: 429 at once, deadlines kept, nothing computed for clients that have left.
 
 use std::io::Write;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::harness::{Answer, BLACK, RED, Server, WHITE, picture};
+use crate::harness::{Answer, BLACK, RED, Server, WHITE, models_dir, picture, serve_command, started};
 
 fn slow() -> Server {
     Server::start_with(&["tiny-slow"], |config| {
@@ -141,4 +142,20 @@ fn server_sees(mut stream: &std::net::TcpStream) {
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn more_connections_may_be_open_than_a_shell_allows_at_first() {
+    let models = models_dir(&["tiny-classifier"]);
+    let serve = serve_command(models.path());
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -Sn 100 && exec \"$0\" \"$@\""]).arg(serve.get_program()).args(serve.get_args());
+    let (mut child, _) = started(limited.current_dir(env!("CARGO_MANIFEST_DIR")).stderr(Stdio::piped()));
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let allowed: u64 = files.split_whitespace().nth(3).unwrap().parse().unwrap();
+    assert!(allowed > 100, "{files}");
 }

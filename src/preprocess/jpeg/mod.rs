@@ -43,7 +43,7 @@ pub(super) fn reduces() -> bool {
 }
 
 /// Decodes the pixels of a JPEG whose outline has been checked, as stored, not turned upright: at the smallest scale that leaves no
-/// side shorter than demanded, without the margins for which there is no demand. What is wrong below what is demanded goes unseen.
+/// side shorter than demanded, without the margins for which there is no demand. Errors in rows below those demanded are not detected.
 pub(super) fn decode(bytes: &[u8], outline: &Outline<'_>, demand: &impl Demand) -> Result<Decoded, DecodeError> {
     #[cfg(target_arch = "x86_64")]
     if let Some(decoded) = sequential::decode(bytes, outline, demand) {

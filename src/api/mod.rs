@@ -28,10 +28,10 @@ use utoipa_swagger_ui::SwaggerUi;
 pub use admission::Admission;
 pub use connections::Connections;
 
-use crate::panics::panic_text;
 use crate::config::Limits;
 use crate::cpu_pool::CpuPool;
 use crate::models::Registry;
+use crate::panics::panic_text;
 use crate::telemetry::SharedMetrics;
 use error::ApiError;
 

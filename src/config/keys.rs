@@ -94,7 +94,12 @@ pub const KEYS: &[Key] = &[
         "",
         "Batches of a graph that are run at once, each by a worker of its own; by default 1, or what tuning finds better.",
     ),
-    model_key("threads", "N", "", "Inference threads per instance; by default the usable cores divided by the instances."),
+    model_key(
+        "threads",
+        "N",
+        "",
+        "Inference threads per instance; by default the usable cores divided by the instances.",
+    ),
     model_key(
         "solo_threads",
         "N",

@@ -30,9 +30,16 @@ impl RunTimes {
     pub(super) fn learn_batch(&mut self, time: Duration, size: usize, is_full: bool, now: Instant) {
         average(&mut self.per_job, part(time, size));
         if is_full {
+            self.full_batch = self.full_batch(now);
             average(&mut self.full_batch, time);
             self.last_full_batch = Some(now);
         }
+    }
+
+    /// What a full batch takes, if one has been timed of late.
+    fn full_batch(&self, now: Instant) -> Option<Duration> {
+        let is_known = self.last_full_batch.is_some_and(|last| now.saturating_duration_since(last) < FORGOTTEN_AFTER);
+        self.full_batch.filter(|_| is_known)
     }
 
     /// Would the solo worker answer so many jobs, a few at a time, before a full batch were done? A lone job it always would, so that
@@ -40,9 +47,7 @@ impl RunTimes {
     pub(super) fn solo_is_sooner(&self, jobs: usize, now: Instant) -> bool {
         let per_job = self.lone.into_iter().chain(self.among_few).min();
         let solo = per_job.map(|time| times(time, jobs));
-        let is_known = self.last_full_batch.is_some_and(|last| now.saturating_duration_since(last) < FORGOTTEN_AFTER);
-        let full_batch = self.full_batch.filter(|_| is_known);
-        jobs <= 1 || solo.zip(full_batch).is_some_and(|(solo, batch)| solo <= batch)
+        jobs <= 1 || solo.zip(self.full_batch(now)).is_some_and(|(solo, batch)| solo <= batch)
     }
 
     /// When a job's turn comes after so many others of its worker; at once if none has been timed.
@@ -120,7 +125,10 @@ mod tests {
         let mut run_times = RunTimes { full_batch: None, ..run_times };
         run_times.learn_batch(60_000 * MS, 4, true, now);
         assert!(run_times.solo_is_sooner(30, now), "of the only one is not known that it was held up");
-        assert!(!run_times.solo_is_sooner(30, now + FORGOTTEN_AFTER), "one is run again");
+        let later = now + FORGOTTEN_AFTER;
+        assert!(!run_times.solo_is_sooner(30, later), "one is run again");
+        run_times.learn_batch(12 * MS, 4, true, later);
+        assert!(run_times.solo_is_sooner(6, later) && !run_times.solo_is_sooner(7, later), "and counts alone");
     }
 
     #[test]

@@ -11,23 +11,31 @@ use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
-/// Starts logging to standard error: one JSON object a line, or lines for people.
-pub fn start_logging(filter: &str, json: bool) {
+/// Lines that may wait to be written. More are dropped: who does not read the log should not stop the server.
+const LINES_WAITING: usize = 1 << 14;
+
+/// Starts logging to standard error: one JSON object a line, or lines for people. A thread of its own writes them, what is left when
+/// the guard is dropped.
+pub fn start_logging(filter: &str, json: bool) -> WorkerGuard {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     // ONNX Runtime tells of each optimiser step at "info"; only its warnings concern an operator.
     let filter = match "ort=warn".parse() {
         Ok(directive) if !filter.to_string().contains("ort=") => filter.add_directive(directive),
         _ => filter,
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let writer = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_WAITING).thread_name("log");
+    let (writer, guard) = writer.finish(std::io::stderr());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     // A second start in one process (tests) keeps the first one's settings.
     let _ = if json {
         builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
     } else {
         builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init()
     };
+    guard
 }
 
 /// Seconds, from half a millisecond to half a minute: 1, 2, 5 steps.

@@ -69,7 +69,7 @@ pub fn main() -> ExitCode {
                 format => format == LogFormat::Json,
             };
             let level = if name == "serve" { config.log_level.as_str() } else { quiet(&config.log_level) };
-            start_logging(level, json);
+            let _writes_the_rest = start_logging(level, json);
             match name {
                 "serve" => serve::run(config, matches, json),
                 "classify" => classify::run(&config, matches),

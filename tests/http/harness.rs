@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Cursor, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -269,6 +269,14 @@ pub fn program(models: &Path, arguments: &[&str]) -> (Child, String) {
 
 /// The program that `command` starts, once its models are loaded, and its address.
 pub fn started(command: &mut Command) -> (Child, String) {
+    let (child, address, mut log) = started_without_reader(command);
+    // Read on, so that no line is dropped.
+    std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+    (child, address)
+}
+
+/// The same, and its log, which nobody reads on.
+pub fn started_without_reader(command: &mut Command) -> (Child, String, BufReader<ChildStderr>) {
     let mut child = command.spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut address = None;
@@ -281,9 +289,7 @@ pub fn started(command: &mut Command) -> (Child, String) {
         }
         line.clear();
     }
-    // Read on, so that the program never waits for its log to be read.
-    std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-    (child, address.expect("the log tells where the server listens"))
+    (child, address.expect("the log tells where the server listens"), log)
 }
 
 pub const RED: [u8; 3] = [255, 0, 0];

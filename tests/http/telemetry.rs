@@ -1,8 +1,9 @@
 //! Metrics as Prometheus reads them, and logs that tell of requests without telling their secrets.
 
 use std::io::Read;
+use std::process::Command;
 
-use crate::harness::{RED, Server, models_dir, picture, serve_command};
+use crate::harness::{RED, Server, models_dir, picture, serve_command, started_without_reader};
 
 #[test]
 fn requests_are_counted_by_endpoint_model_and_status() {
@@ -70,11 +71,26 @@ fn the_log_has_the_request_id_and_no_secret() {
     let request =
         request.header("authorization", "Bearer hf_secret").header("x-request-id", "find-me").body(picture(RED));
     assert_eq!(request.send().unwrap().status(), 200);
-    child.kill().unwrap();
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     child.wait().unwrap();
     let log = reader.join().unwrap();
     let line = log.lines().find(|line| line.contains("find-me") && line.contains("\"status\":200"));
     let event: serde_json::Value = serde_json::from_str(line.expect("the request is in the log")).unwrap();
     assert_eq!((&event["model"], &event["path"]), (&"tiny-classifier".into(), &"/v1/classify".into()));
     assert!(!log.contains("hf_secret"), "the token is in the log");
+}
+
+#[test]
+fn a_log_that_nobody_reads_stops_no_request() {
+    let models = models_dir(&["tiny-classifier"]);
+    let (mut child, address, log) = started_without_reader(&mut serve_command(models.path()));
+    let client = reqwest::blocking::Client::new();
+    // A pipe holds 64 KiB, and a line is longer than 100 bytes.
+    for _ in 0..1000 {
+        let answer = client.post(format!("http://{address}/v1/classify")).body("no image").send().unwrap();
+        assert_eq!(answer.status(), 415);
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    drop(log);
 }

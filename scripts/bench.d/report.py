@@ -51,8 +51,7 @@ EXPLANATION = """
   it was due.
 - **peak memory**: of loading and the first load of 32 connections (`VmHWM`).
 - **start**: from exec to the first 200 of `/readyz`, with the measurements of an earlier start in the cache.
-- The server's settings are its defaults, but for `max_in_flight` (1024) and `request_timeout_ms` (two minutes), so that 512
-  connections all get in and stay.
+- The server's settings are its defaults, but for `request_timeout_ms` (two minutes), so that 512 connections all stay.
 - Zero-shot models are asked with ten labels whose embeddings are cached.
 """
 

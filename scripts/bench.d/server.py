@@ -17,9 +17,9 @@ TUNED_LIMIT = 300
 STOP_LIMIT = 30
 # Linux keeps so many characters.
 THREAD_NAME = 15
-# 512 connections may each have a request in work, which takes a large model a minute; by default most of them would be told to
-# come back later.
-OPTIONS = ["--max-in-flight", "1024", "--request-timeout-ms", "120000", "--log-format", "json"]
+# 512 connections may each have a request in work, which takes a large model a minute; by default some would be told to come back
+# later.
+OPTIONS = ["--request-timeout-ms", "120000", "--log-format", "json"]
 
 
 class Server:

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{FromRequest, Multipart, Request};
 use axum::http::{HeaderMap, header, request};
 use base64::Engine as _;
@@ -64,7 +64,7 @@ impl Upload {
             }
         };
         let (parts, mut body) = request.into_parts();
-        let bytes = match read_body(state, &mut body, content_length(&parts.headers), deadline).await {
+        let bytes = match read_body(state, &mut body, deadline).await {
             Ok(bytes) => bytes,
             Err(error) => {
                 // Somebody else may come meanwhile.
@@ -98,16 +98,11 @@ fn admit(state: &AppState, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, 
         return Err(ApiError::not_acceptable());
     }
     let limit = state.limits.max_body_bytes;
-    let length = content_length(headers);
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > limit as u64) {
         return Err(ApiError::body_too_large(length, limit));
     }
     state.admission.admit(1)
-}
-
-/// How many bytes of body are announced, if that is.
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// The server's deadline, or the earlier one that `x-request-timeout-ms` asks for.
@@ -135,17 +130,12 @@ fn accepts_json(headers: &HeaderMap) -> bool {
     ranges.peek().is_none() || ranges.any(|value| value.split(',').any(allows))
 }
 
-/// Reads a body, of `length` bytes if that is known.
-async fn read_body(
-    state: &AppState,
-    body: &mut Body,
-    length: Option<u64>,
-    deadline: Instant,
-) -> Result<HeldBytes, ApiError> {
+async fn read_body(state: &AppState, body: &mut Body, deadline: Instant) -> Result<HeldBytes, ApiError> {
     let limit = state.limits.max_body_bytes;
-    let length = length.map_or(0, |length| usize::try_from(length).unwrap_or(limit).min(limit));
+    // As its head tells, if it does.
+    let expected = usize::try_from(body.size_hint().lower()).unwrap_or(limit).min(limit);
     let read = async {
-        let mut buffer = state.admission.buffer(length);
+        let mut buffer = state.admission.buffer(expected);
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| ApiError::bad_request("the body broke off"))?;
             if let Ok(chunk) = frame.into_data() {

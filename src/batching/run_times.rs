@@ -13,10 +13,8 @@ pub(super) struct RunTimes {
     /// What one costs the solo worker: by itself, and among a few.
     lone: Option<Duration>,
     among_few: Option<Duration>,
-    /// A full batch of another.
-    full_batch: Option<Duration>,
-    /// When the last one ended.
-    last_full_batch: Option<Instant>,
+    /// A full batch of another, and when the last one ended.
+    full_batch: Option<(Duration, Instant)>,
 }
 
 impl RunTimes {
@@ -30,16 +28,16 @@ impl RunTimes {
     pub(super) fn learn_batch(&mut self, time: Duration, size: usize, is_full: bool, now: Instant) {
         average(&mut self.per_job, part(time, size));
         if is_full {
-            self.full_batch = self.full_batch(now);
-            average(&mut self.full_batch, time);
-            self.last_full_batch = Some(now);
+            let mut full_batch = self.full_batch(now);
+            average(&mut full_batch, time);
+            self.full_batch = full_batch.map(|time| (time, now));
         }
     }
 
     /// What a full batch takes, if one has been timed of late.
     fn full_batch(&self, now: Instant) -> Option<Duration> {
-        let is_known = self.last_full_batch.is_some_and(|last| now.saturating_duration_since(last) < FORGOTTEN_AFTER);
-        self.full_batch.filter(|_| is_known)
+        let (time, last) = self.full_batch?;
+        (now.saturating_duration_since(last) < FORGOTTEN_AFTER).then_some(time)
     }
 
     /// Would the solo worker answer so many jobs, a few at a time, before a full batch were done? A lone job it always would, so that

@@ -27,10 +27,7 @@ fn by_rows(model: &[u8]) -> io::Result<Option<Vec<u8>>> {
     if graph.has_graphs_inside() {
         return Ok(None);
     }
-    let producers: HashMap<&str, usize> = (0..)
-        .zip(&graph.nodes)
-        .flat_map(|(index, node)| node.outputs.iter().map(move |output| (output.as_str(), index)))
-        .collect();
+    let producers = graph.producers();
     let (mut products, mut turns) = (Vec::new(), BTreeMap::new());
     for (index, node) in graph.nodes.iter().enumerate() {
         if let Some((turn, axes)) = graph.turn_before(node, &producers)? {

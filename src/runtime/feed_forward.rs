@@ -191,6 +191,7 @@ fn blocks(width: u64, height: u64, cache: u64) -> Option<u64> {
     if bytes(width) <= cache {
         return None;
     }
+    // What is multiplied by them needs the rest of the cache.
     let fits = |blocks| bytes(width / blocks) <= cache / 8 * 5;
     (2..=width / COLUMNS).find(|&blocks| width.is_multiple_of(blocks * COLUMNS) && fits(blocks))
 }

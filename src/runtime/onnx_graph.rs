@@ -174,6 +174,12 @@ impl Graph {
         outputs.all(|name| names.insert(name)).then_some(names)
     }
 
+    /// The index of the node that makes each value.
+    pub(super) fn producers(&self) -> HashMap<&str, usize> {
+        let nodes = self.nodes.iter().enumerate();
+        nodes.flat_map(|(index, node)| node.outputs.iter().map(move |output| (output.as_str(), index))).collect()
+    }
+
     pub(super) fn readers(&self, value: &str) -> &[usize] {
         self.readers.get(value).map_or(&[], Vec::as_slice)
     }

@@ -64,11 +64,7 @@ impl Rewritten {
             return Ok(None);
         }
         let (mut products, mut matrices) = (HashMap::new(), BTreeMap::new());
-        let producers: HashMap<&str, &Node> = graph
-            .nodes
-            .iter()
-            .flat_map(|node| node.outputs.iter().map(move |output| (output.as_str(), node)))
-            .collect();
+        let producers = graph.producers();
         for (index, node) in graph.nodes.iter().enumerate() {
             let [of, by] = &node.inputs[..] else { continue };
             let transposed = format!("{by}/transposed");
@@ -109,8 +105,8 @@ struct Columns<'g> {
 
 impl Graph {
     /// The columns of a matrix that `value` always is: a whole one in a file, or a part that `Split` cuts from it.
-    fn columns(&self, value: &str, producers: &HashMap<&str, &Node>) -> io::Result<Option<Columns<'_>>> {
-        let Some(node) = producers.get(value) else {
+    fn columns(&self, value: &str, producers: &HashMap<&str, usize>) -> io::Result<Option<Columns<'_>>> {
+        let Some(node) = producers.get(value).map(|&index| &self.nodes[index]) else {
             let given = self.inputs.contains_key(value);
             let whole = self.initializer(value).filter(|_| !given);
             return Ok(whole.and_then(|tensor| tensor.columns(|width| Some(0..width))));

@@ -306,6 +306,24 @@ impl<'d> Bits<'d> {
         Some((zeros, value, false))
     }
 
+    /// The first coefficient of a block; `dc` is that of the block before and becomes this one's.
+    #[inline(always)]
+    fn first(&mut self, code: &Code, dc: &mut i32) -> Option<i16> {
+        self.fill();
+        *dc += self.coefficient(code)?.1;
+        i16::try_from(*dc).ok()
+    }
+
+    /// By itself, the next coefficient from `index` on, and where it is, unless the block ends instead.
+    #[inline(always)]
+    fn next(&mut self, code: &Code, index: usize) -> Option<Option<(usize, i16)>> {
+        self.fill();
+        let (zeros, value, ends) = self.coefficient(code)?;
+        let index = index + zeros as usize;
+        // What goes beyond the last one is damaged.
+        (ends || index < 64).then_some((!ends).then_some((index, value as i16)))
+    }
+
     /// Reads a block, which is 0 but for its first coefficient. `dc` is that of the block before and becomes this one's. Returns how many
     /// coefficients, in the order of the file, may be other than 0; `None` where the data is damaged.
     #[inline(always)]
@@ -317,11 +335,10 @@ impl<'d> Bits<'d> {
     ) -> Option<usize> {
         // No index is beyond the table, nor a position beyond the block; the compiler is to see that, too.
         let position = |index: usize| usize::from(ZIGZAG[index % ZIGZAG.len()] % 64);
-        self.fill();
-        *dc += self.coefficient(dc_code)?.1;
-        block[0] = i16::try_from(*dc).ok()?;
+        block[0] = self.first(dc_code, dc)?;
         let mut index = 1;
-        loop {
+        // The last one has no end behind it.
+        while index < 64 {
             self.fill();
             // As many as there are bits for.
             for _ in 0..56 / LOOKUP {
@@ -338,31 +355,21 @@ impl<'d> Bits<'d> {
                     }
                     continue;
                 }
-                self.fill();
-                let (zeros, value, ends) = self.coefficient(&ac_code.code)?;
-                if ends {
-                    return Some(index);
-                }
-                index += zeros as usize;
-                block[position(index)] = value as i16;
-                index += 1;
-                // The last one has no end behind it; what goes beyond it is damaged.
-                if index >= 64 {
-                    return (index == 64).then_some(index);
-                }
+                let Some((at, value)) = self.next(&ac_code.code, index)? else { return Some(index) };
+                block[position(at)] = value;
+                index = at + 1;
                 break;
             }
         }
+        Some(index)
     }
 
     /// Passes over a block that is not needed: [`Self::block`] without its coefficients, but for the first.
     #[inline(always)]
     pub(super) fn skip_block(&mut self, (dc_code, ac_code): (&Code, &AcCode), dc: &mut i32) -> Option<()> {
-        self.fill();
-        *dc += self.coefficient(dc_code)?.1;
-        i16::try_from(*dc).ok()?;
+        self.first(dc_code, dc)?;
         let mut index = 1;
-        loop {
+        while index < 64 {
             self.fill();
             for _ in 0..56 / LOOKUP {
                 let run = ac_code.runs[self.peek(LOOKUP) as usize];
@@ -375,18 +382,12 @@ impl<'d> Bits<'d> {
                     }
                     continue;
                 }
-                self.fill();
-                let (zeros, _, ends) = self.coefficient(&ac_code.code)?;
-                if ends {
-                    return Some(());
-                }
-                index += zeros as usize + 1;
-                if index >= 64 {
-                    return (index == 64).then_some(());
-                }
+                let Some((at, _)) = self.next(&ac_code.code, index)? else { return Some(()) };
+                index = at + 1;
                 break;
             }
         }
+        Some(())
     }
 }
 

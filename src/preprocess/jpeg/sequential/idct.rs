@@ -28,12 +28,12 @@ pub(super) fn transform(
     if extent == 1 || eighths == 1 {
         // All samples are the mean.
         let mean = (i32::from(coefficients[0].wrapping_mul(steps[0]) << 2) + 16) >> 5;
-        let sample = (mean + 128).clamp(0, 255) as u8;
+        let rows = [_mm_set1_epi16(mean as i16); 8];
         return match eighths {
-            8 => fill::<8>(sample, output, stride),
-            4 => fill::<4>(sample, output, stride),
-            2 => fill::<2>(sample, output, stride),
-            _ => fill::<1>(sample, output, stride),
+            8 => store::<8>(rows, output, stride),
+            4 => store::<4>(rows, output, stride),
+            2 => store::<2>(rows, output, stride),
+            _ => store::<1>(rows, output, stride),
         };
     }
     let (coefficients, steps) = (coefficients.as_chunks::<8>().0, steps.as_chunks::<8>().0);
@@ -52,14 +52,6 @@ pub(super) fn transform(
         }
         4 => store::<4>(transpose(half::<19>(transpose(half::<12>(rows)))), output, stride),
         _ => store::<2>(transpose(quarter::<20>(transpose(quarter::<13>(rows)))), output, stride),
-    }
-}
-
-/// One sample throughout.
-fn fill<const SIDE: usize>(sample: u8, output: &mut [u8], stride: usize) {
-    let output = &mut output[..(SIDE - 1) * stride + SIDE];
-    for row in 0..SIDE {
-        output[row * stride..][..SIDE].copy_from_slice(&[sample; SIDE]);
     }
 }
 

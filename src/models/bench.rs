@@ -56,7 +56,10 @@ impl LoadedModel {
             }
             for (way, opened) in opened {
                 match opened {
-                    Ok(opened) => inference.extend(opened.costs.iter().filter_map(|costs| InferenceCost::mean(costs))),
+                    Ok(opened) => {
+                        let costs = opened.measured.iter().filter_map(|measured| InferenceCost::mean(&measured.costs));
+                        inference.extend(costs);
+                    }
                     Err(error) => failures.push(Failure { way, reason: error.to_string() }),
                 }
             }
@@ -177,10 +180,17 @@ fn prepare_repeatedly(
 /// The sessions of a way to run the graph, and what was measured of them.
 struct OpenedWay {
     way: Way,
-    sessions: Vec<Warmed<ImageBinding>>,
-    batch_sizes: Vec<usize>,
-    /// By batch size, one of each round.
-    costs: Vec<Vec<InferenceCost>>,
+    /// By batch size.
+    measured: Vec<Measured>,
+}
+
+/// A batch size.
+struct Measured {
+    batch_size: usize,
+    /// Those that are opened for it, as those that serve are; otherwise those of the batch size before it do.
+    sessions: Option<Vec<Warmed<ImageBinding>>>,
+    /// One of each round.
+    costs: Vec<InferenceCost>,
 }
 
 impl OpenedWay {
@@ -189,14 +199,20 @@ impl OpenedWay {
             Batches::UpTo(largest) => batch_sizes(*largest),
             Batches::These(sizes) => sizes.clone(),
         };
+        let opener = &encoder.engine.opener;
         let plan = way.plan(wanted.iter().copied().max().unwrap_or(1));
         let serve = Use::of(&plan, Role::Any);
+        let open = |sizes| opener.open(&plan, &Use { sizes, ..serve });
+        let measured = |sessions, batch_size| Measured { batch_size, sessions, costs: Vec::new() };
+        if way.provider.is_on_cpu() && opener.can_fix_batch_size() {
+            let open = |size| Ok(measured(Some(open(BatchSizes::Only(size))?), size));
+            return Ok(Self { way, measured: wanted.into_iter().map(open).collect::<Result<_, LoadError>>()? });
+        }
         // On a GPU as they are opened to serve, on a CPU for all the sizes wanted.
-        let sizes = if way.provider.is_on_cpu() { BatchSizes::First(1) } else { serve.sizes };
-        let sessions = encoder.engine.opener.open(&plan, &Use { sizes, ..serve })?;
-        let batch_sizes = sessions.first().map(|session| session.model.batch_sizes(wanted)).unwrap_or_default();
-        let costs = vec![Vec::new(); batch_sizes.len()];
-        Ok(Self { way, sessions, batch_sizes, costs })
+        let sessions = open(if way.provider.is_on_cpu() { BatchSizes::First(1) } else { serve.sizes })?;
+        let sizes = sessions.first().map(|session| session.model.batch_sizes(wanted)).unwrap_or_default();
+        let all = std::iter::once(Some(sessions)).chain(std::iter::repeat_with(|| None));
+        Ok(Self { way, measured: all.zip(sizes).map(|(sessions, size)| measured(sessions, size)).collect() })
     }
 
     /// One round.
@@ -206,8 +222,12 @@ impl OpenedWay {
         images: &[PreparedImage],
         request: &BenchRequest,
     ) -> Result<(), LoadError> {
-        for (&batch_size, costs) in self.batch_sizes.iter().zip(&mut self.costs) {
-            costs.push(inference_cost(encoder, self.way, batch_size, &mut self.sessions, images, request)?);
+        let mut current: &mut [Warmed<ImageBinding>] = &mut [];
+        for Measured { batch_size, sessions, costs } in &mut self.measured {
+            if let Some(sessions) = sessions {
+                current = sessions;
+            }
+            costs.push(inference_cost(encoder, self.way, *batch_size, current, images, request)?);
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 
 use super::onnx_graph::{Graph, Model, Node};
-use super::onnx_parts::{node, with_integers};
+use super::onnx_parts::transpose;
 use super::protobuf::put_bytes;
 use super::transposed::DOMAIN;
 use super::weights_in_file::Slim;
@@ -41,10 +41,7 @@ fn by_rows(model: &[u8]) -> io::Result<Option<Vec<u8>>> {
     tracing::debug!(products = products.len(), "keys are multiplied by rows");
     let graph = graph.with_replaced(|index, replaced, graph| {
         let bytes = match turns.get(&index) {
-            Some(axes) => {
-                let turned = node("Transpose", &[&replaced.inputs[0]], &replaced.outputs, None);
-                with_integers(turned, "perm", axes)
-            }
+            Some(axes) => transpose(&replaced.inputs[0], &replaced.outputs[0], axes),
             None if products.contains(&index) => replaced.by_transposed(str::to_owned)?,
             None => return Ok(false),
         };
@@ -90,16 +87,13 @@ fn without_last_turn(mut axes: Vec<u64>) -> Option<Vec<u64>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::onnx_parts::floats;
+    use super::super::onnx_parts::{floats, node};
     use super::super::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
+    use super::super::transposed::FUSED_PRODUCT;
     use super::*;
 
     /// Tokens, heads and their width.
     const SIZES: [u64; 3] = [5, 2, 4];
-
-    fn transpose(from: &str, to: &str, axes: &[u64]) -> Vec<u8> {
-        with_integers(node("Transpose", &[from], &[to], None), "perm", axes)
-    }
 
     /// Scores of attention, whose keys are scaled.
     fn attention() -> Vec<Vec<u8>> {
@@ -128,7 +122,7 @@ mod tests {
         let model = rewritten(folder.path(), &attention()).unwrap();
         let x = differing_values(&[2, 5, 2, 4]);
         let graph = same_answers(folder.path(), &model, ("x", x), "out");
-        let counts = ["com.microsoft.FusedMatMul", "MatMul", "Transpose"].map(|operator| count(&graph, operator));
+        let counts = [FUSED_PRODUCT, "MatMul", "Transpose"].map(|operator| count(&graph, operator));
         assert_eq!(counts, [1, 0, 2]);
         let turn = graph.nodes.iter().find(|node| node.outputs[0] == "turned").unwrap();
         assert_eq!(turn.integers().unwrap()["perm"], [0, 2, 1, 3]);

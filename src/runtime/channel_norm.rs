@@ -172,17 +172,13 @@ impl Norm<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::onnx_parts::{floats, with_integers};
+    use super::super::onnx_parts::{floats, transpose, with_integers};
     use super::super::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
     use super::*;
 
     const CHANNELS: u64 = 16;
     const SIDE: u64 = 3;
     const PICTURES: [u64; 4] = [2, CHANNELS, SIDE, SIDE];
-
-    fn transpose(x: &str, out: &str, axes: [u64; 4]) -> Vec<u8> {
-        with_integers(node("Transpose", &[x], &[out], None), "perm", &axes)
-    }
 
     /// What is between the transposition and the product, as one node.
     fn one_node() -> Vec<Vec<u8>> {
@@ -210,11 +206,11 @@ mod tests {
 
     /// A block of a ConvNeXt that normalises by these nodes.
     fn block(norm: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
-        let before = [node("Identity", &["bias"], &["b"], None), transpose("x", "last", TO_CHANNELS_LAST)];
+        let before = [node("Identity", &["bias"], &["b"], None), transpose("x", "last", &TO_CHANNELS_LAST)];
         let after = [
             node("MatMul", &["normal", "matrix"], &["multiplied"], None),
             node("Add", &["multiplied", "last"], &["sum"], None),
-            transpose("sum", "first", [0, 3, 1, 2]),
+            transpose("sum", "first", &[0, 3, 1, 2]),
             node("Flatten", &["first"], &["out"], None),
         ];
         before.into_iter().chain(norm).chain(after).collect()
@@ -265,7 +261,7 @@ mod tests {
             nodes
         };
         assert!(
-            !is_rewritten(&with(1, transpose("x", "last", [0, 3, 2, 1])), &[OUT]),
+            !is_rewritten(&with(1, transpose("x", "last", &[0, 3, 2, 1])), &[OUT]),
             "rows and columns change places"
         );
         let over_columns = with_integers(node("ReduceMean", &["last"], &["mean"], None), "axes", &[2]);

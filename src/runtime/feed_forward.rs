@@ -86,6 +86,18 @@ impl Graph {
         }
         let bias = self.bias(product, width);
         let start = bias.map_or(product, |(sum, _)| &self.nodes[sum].outputs[0]);
+        let (activation, last) = self.activation(start, |index| self.matrix(&self.nodes[index]).is_some())?;
+        let second = self.matrix(&self.nodes[last]).filter(|second| second.shape[0] == width)?;
+        let blocks = blocks(width, matrix.shape[0].max(second.shape[1]), cache)?;
+        Some(Layer { first: matrix, bias, activation, second, products: [first, last], blocks })
+    }
+
+    /// The nodes that `start` goes through value by value before the only product that reads what they make of it, and that product.
+    pub(super) fn activation(
+        &self,
+        start: &str,
+        is_product: impl Fn(usize) -> bool,
+    ) -> Option<(BTreeSet<usize>, usize)> {
         let (mut activation, mut values, mut last) = (BTreeSet::new(), vec![start], None);
         while let Some(value) = values.pop() {
             if self.outputs.contains(value) {
@@ -93,7 +105,7 @@ impl Graph {
             }
             for &reader in self.readers(value) {
                 let node = &self.nodes[reader];
-                if self.matrix(node).is_some() && node.inputs[0] == value {
+                if is_product(reader) && node.inputs[0] == value {
                     if last.replace(reader).is_some() {
                         return None;
                     }
@@ -104,18 +116,13 @@ impl Graph {
                 }
             }
         }
-        let last = last?;
         let within = |value: &String| {
             value == start
                 || activation.iter().any(|&node| self.nodes[node].outputs.contains(value))
                 || self.is_scalar(value)
         };
-        if !activation.iter().all(|&node| self.nodes[node].inputs.iter().all(within)) {
-            return None;
-        }
-        let second = self.matrix(&self.nodes[last]).filter(|second| second.shape[0] == width)?;
-        let blocks = blocks(width, matrix.shape[0].max(second.shape[1]), cache)?;
-        Some(Layer { first: matrix, bias, activation, second, products: [first, last], blocks })
+        let is_whole = activation.iter().all(|&node| self.nodes[node].inputs.iter().all(within));
+        last.filter(|_| is_whole).map(|last| (activation, last))
     }
 
     /// The node that adds a bias of `width` values to `product`, and that bias.

@@ -20,6 +20,8 @@ use super::class_token::at_class_token;
 use super::cuda_graph::opening;
 use super::feed_forward::in_blocks;
 use super::mapped_files::{let_go_of_mapped, may_map};
+use super::patches::with_patches_as_rows;
+use super::pointwise::as_convolutions;
 use super::refused::without_refused;
 use super::shared_session::{Capture, Gpu, SharedSession};
 use super::side_by_side::side_by_side;
@@ -30,6 +32,9 @@ use super::{ExecutionProvider, OnnxFile, Precision, Runtime, RuntimeError, Sessi
 
 /// The session option for a graph that comes as bytes.
 const EXTERNAL_DATA_FOLDER_KEY: &str = "session.model_external_initializers_file_folder_path";
+
+/// The session option for what is not to be done to a graph, by names.
+const DISABLED_OPTIMIZERS_KEY: &str = "optimization.disable_specified_optimizers";
 
 /// An input or output as the graph declares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -246,7 +251,8 @@ fn substitutes(path: &Path, options: &SessionOptions) -> Result<(Vec<Slim>, Vec<
     let slim = slim.map(|slim| at_class_token(slim, path, &options.dimensions)).transpose()?;
     // f32 is the reference, so its sums are not made in other parts.
     let slim = match slim {
-        Some(slim) if options.precision == Precision::Bf16 => {
+        Some(slim) if is_openvino && options.precision == Precision::Bf16 => {
+            let slim = with_patches_as_rows(slim, path, &options.dimensions)?;
             let slim = in_blocks(with_keys_as_rows(slim, path)?, path)?;
             Some(side_by_side(slim, path, &options.dimensions)?)
         }
@@ -257,6 +263,10 @@ fn substitutes(path: &Path, options: &SessionOptions) -> Result<(Vec<Slim>, Vec<
     let transposed = match &slim {
         Some(slim) if is_openvino && is_fastest => with_transposed(slim, path, &options.cache_dir.join("weights"))?,
         _ => None,
+    };
+    let transposed = match transposed {
+        Some(slim) if options.precision == Precision::Bf16 => Some(as_convolutions(slim, path, &options.dimensions)?),
+        transposed => transposed,
     };
     mapped.extend(transposed.iter().map(|slim| slim.file.clone()));
     let slim = match &options.pixel_table {
@@ -283,6 +293,11 @@ fn session_builder(runtime: &Runtime, options: &SessionOptions) -> Result<Sessio
         // Idle threads that spin take the cores that decoding needs.
         .with_intra_op_spinning(false)?
         .with_config_entry(RECORD_KEY, "1")?;
+    if options.provider == ExecutionProvider::OpenVino {
+        // OpenVINO merges what it can use by itself. What stands before each of several convolutions has to stay there: shared, it would be
+        // turned in memory. Of two shapes one after the other, ONNX Runtime 1.24 fails to make one where the second is computed.
+        builder = builder.with_config_entry(DISABLED_OPTIMIZERS_KEY, "CommonSubexpressionElimination;ReshapeFusion")?;
+    }
     for (name, size) in &options.dimensions {
         builder = builder.with_dimension_override(name, i64::try_from(*size).unwrap_or(i64::MAX))?;
     }

@@ -19,6 +19,8 @@ mod onnx_file;
 mod onnx_graph;
 mod onnx_parts;
 mod onnx_proto;
+mod patches;
+mod pointwise;
 mod protobuf;
 mod provider;
 mod refused;

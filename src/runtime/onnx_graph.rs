@@ -194,6 +194,12 @@ impl Graph {
         (weights.data_type == proto::tensor::FLOAT && weights.place.is_some()).then_some(weights)
     }
 
+    /// [`Self::weights`], if nobody else reads them or may give others.
+    pub(super) fn own_weights(&self, node: &Node) -> Option<&Tensor> {
+        let is_own = |name: &str| self.readers(name).len() == 1 && !self.outputs.contains(name);
+        self.weights(node).filter(|weights| is_own(&weights.name) && !self.inputs.contains_key(&weights.name))
+    }
+
     pub(super) fn is_scalar(&self, value: &str) -> bool {
         self.initializer(value).is_some_and(|tensor| tensor.values() == 1)
             || self.nodes.iter().any(|node| node.is_scalar && node.outputs[0] == value)

@@ -160,3 +160,8 @@ pub(super) fn node(
         None => node,
     }
 }
+
+/// `NodeProto` that turns `from`, so that its axes come in this order.
+pub(super) fn transpose(from: &str, to: &str, axes: &[u64]) -> Vec<u8> {
+    with_integers(node("Transpose", &[from], &[to], None), "perm", axes)
+}

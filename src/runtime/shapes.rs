@@ -6,6 +6,7 @@ use std::io;
 
 use super::onnx_file::Dimension;
 use super::onnx_graph::{Graph, MOST_INTEGERS, Node, Tensor};
+use super::transposed::FUSED_PRODUCT;
 use super::window::Window;
 
 /// A size along an axis, or another integer that shapes are computed with.
@@ -157,6 +158,11 @@ impl<'g> Shapes<'g> {
         {
             self.integers.insert(output, integers);
         }
+        if node.operator == "Split" {
+            let parts = self.split_from(node, &attributes).unwrap_or_default();
+            self.shapes.extend(node.outputs.iter().map(String::as_str).zip(parts));
+            return Ok(());
+        }
         let window = if WINDOWED.contains(&node.operator.as_str()) { Window::of(node)? } else { None };
         if let Some(shape) = self.shape_from(node, &attributes, window).filter(|shape| shape.len() <= MOST_AXES) {
             self.shapes.insert(output, shape);
@@ -250,8 +256,18 @@ impl<'g> Shapes<'g> {
                 let keeps_sizes = attributes.integer("allowzero", 0) == 0 || !to.contains(&Size::Number(0));
                 keeps_sizes.then(|| self.reshaped(&first?, &to)).flatten()?
             }
-            "MatMul" => {
-                let (one, other) = (first?, shape(self, 1)?);
+            operator @ ("MatMul" | FUSED_PRODUCT) => {
+                let (one, mut other) = (first?, shape(self, 1)?);
+                let is_fused = operator == FUSED_PRODUCT;
+                if is_fused && attributes.0.keys().any(|name| name != "transB") {
+                    return None;
+                }
+                if let [.., one, other] = &mut other[..]
+                    && is_fused
+                    && attributes.integer("transB", 0) != 0
+                {
+                    std::mem::swap(one, other);
+                }
                 let ([before @ .., rows, _], [other_before @ .., _, columns]) = (&one[..], &other[..]) else {
                     return None;
                 };
@@ -285,6 +301,15 @@ impl<'g> Shapes<'g> {
                 map
             }
         })
+    }
+
+    /// The shapes of the parts that `node` splits its first input into, if it is told their sizes.
+    fn split_from(&self, node: &Node, attributes: &Attributes) -> Option<Vec<Vec<Size>>> {
+        let [from, sizes] = &node.inputs[..] else { return None };
+        let (from, sizes) = (self.of(from)?, self.integers(sizes)?);
+        let along = at(attributes.integer("axis", 0), from.len())?;
+        let part = |&size: &Size| [&from[..along], &[size], &from[along + 1..]].concat();
+        Some(sizes.iter().map(part).collect())
     }
 
     /// The axes that `node`, which reduces its first input, goes along.
@@ -411,8 +436,9 @@ fn bound(index: i64, length: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::super::onnx_graph::Model;
-    use super::super::onnx_parts::{node, sizes, with_integers};
+    use super::super::onnx_parts::{node, sizes, transpose, with_integer, with_integers};
     use super::super::test_graphs::{differing_floats, fixture, value, with_text, write_model};
+    use super::super::transposed::transposed_product;
     use super::*;
 
     #[test]
@@ -480,7 +506,7 @@ mod tests {
 
     #[test]
     fn sizes_that_are_not_known_are_told_apart() {
-        let tensors = [("W", vec![6, 8]), ("positions", vec![1, 5, 6])];
+        let tensors = [("W", vec![6, 8]), ("U", vec![7, 8]), ("positions", vec![1, 5, 6])];
         let tensors = tensors.map(|(name, shape)| differing_floats(name, &shape)).into_iter();
         let integers = [("0", &[][..], 0), ("2", &[1], 2), ("-1", &[1], u64::MAX), ("4", &[1], 4), ("copy", &[1], 0)];
         let integers = integers.map(|(name, _, integer)| sizes(name, &[integer]));
@@ -491,7 +517,7 @@ mod tests {
             node("Slice", &["shape", "copy", "2"], &["leading"], None),
             node("Concat", &["leading", "2", "4"], &["to heads"], Some(("axis", 0))),
             node("Reshape", &["product", "to heads"], &["heads"], None),
-            with_integers(node("Transpose", &["heads"], &["turned"], None), "perm", &[0, 2, 1, 3]),
+            transpose("heads", "turned", &[0, 2, 1, 3]),
             node("Concat", &["copy", "-1", "4"], &["to rows"], Some(("axis", 0))),
             node("Reshape", &["heads", "to rows"], &["rows"], None),
             node("Concat", &["-1", "2", "4"], &["to all"], Some(("axis", 0))),
@@ -499,6 +525,11 @@ mod tests {
             node("Concat", &["placed", "x"], &["twice"], Some(("axis", 1))),
             node("Gather", &["placed", "copy"], &["first"], Some(("axis", 1))),
             node("Softmax", &["all"], &["out"], None),
+            node("Split", &["product", "parts"], &["left", "right"], Some(("axis", 2))),
+            transposed_product("product", "U", "fused"),
+            with_integer(transposed_product("product", "U", "of both"), "transA", 1),
+            with_integer(node("MatMul", &["product", "copy"], &["odd"], None), "transB", 1),
+            node("Split", &["product"], &["half", "other half"], Some(("axis", 2))),
             with_integers(with_integers(node("Shape", &["heads"], &["of rows"], None), "start", &[1]), "end", &[3]),
             with_integers(node("Reshape", &["heads", "to all"], &["exact"], None), "allowzero", &[1]),
             with_integers(node("Reshape", &["heads", "copy"], &["nothing"], None), "allowzero", &[1]),
@@ -509,7 +540,7 @@ mod tests {
             &[Dimension::Named("batch".to_owned()), Dimension::Nameless, Dimension::Fixed(6)],
         );
         let folder = tempfile::tempdir().unwrap();
-        let tensors: Vec<_> = tensors.chain(integers).collect();
+        let tensors: Vec<_> = tensors.chain(integers).chain([sizes("parts", &[3, 5])]).collect();
         let slim = write_model(folder.path(), &nodes, &tensors, &[x], &[value("out", &[1, 2, 4])], 17);
         let graph = Model::read(&slim.bytes).unwrap().graph;
         let shapes = graph.shapes(&[]).unwrap();
@@ -519,6 +550,13 @@ mod tests {
         let number = Size::Number;
         assert_eq!(shape("placed"), [batch, number(5), number(6)], "5 positions are added to as many or to one");
         assert_eq!(shape("product"), [batch, number(5), number(8)]);
+        assert_eq!(
+            (shape("left"), shape("right")),
+            (vec![batch, number(5), number(3)], vec![batch, number(5), number(5)])
+        );
+        assert_eq!(shape("fused"), [batch, number(5), number(7)]);
+        assert_eq!((shapes.of("of both"), shapes.of("odd")), (None, None), "no such products");
+        assert_eq!((shapes.of("half"), shapes.of("other half")), (None, None), "not told");
         assert_eq!(shapes.integers("to heads").unwrap(), [batch, number(5), number(2), number(4)]);
         assert_eq!(shape("turned"), [batch, number(2), number(5), number(4)]);
         assert_eq!(shape("rows"), [batch, number(10), number(4)], "the batch is the same on both sides");

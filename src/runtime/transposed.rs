@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::onnx_graph::{Graph, Model, Node, Tensor};
-use super::onnx_parts::{Place, tensor, with_integer};
+use super::onnx_parts::{Place, node, tensor, with_integer};
 use super::protobuf::put_bytes;
 use super::weights_file::{Matrix, Weights};
 use super::weights_in_file::{Slim, if_valid};
@@ -19,6 +19,8 @@ use super::{RuntimeError, onnx_proto as proto};
 /// ONNX Runtime's product of matrices, of which either may be transposed.
 pub(super) const DOMAIN: &str = "com.microsoft";
 const PRODUCT: &str = "FusedMatMul";
+/// As a node tells it.
+pub(super) const FUSED_PRODUCT: &str = "com.microsoft.FusedMatMul";
 
 /// Graphs whose weights could not be written, of which it is said and tried but once.
 static REFUSED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
@@ -87,6 +89,13 @@ impl Rewritten {
         model.import(DOMAIN);
         Ok(Some(Self { model: model.with_graph(&rewritten), weights }))
     }
+}
+
+/// The product of `rows` and what is transposed in `matrix`.
+pub(super) fn transposed_product(rows: &str, matrix: &str, product: &str) -> Vec<u8> {
+    let mut node = with_integer(node(PRODUCT, &[rows, matrix], &[product], None), "transB", 1);
+    put_bytes(&mut node, proto::node::DOMAIN, DOMAIN.as_bytes());
+    node
 }
 
 impl Node {
@@ -247,7 +256,7 @@ mod tests {
     fn products_with_transposed_matrices_are_the_same() {
         let folder = tempfile::tempdir().unwrap();
         let graph = compare(folder.path(), &model(folder.path(), &products()));
-        let counts = ["com.microsoft.FusedMatMul", "MatMul", "Split"].map(|operator| count(&graph, operator));
+        let counts = [FUSED_PRODUCT, "MatMul", "Split"].map(|operator| count(&graph, operator));
         assert_eq!(counts, [3, 0, 0]);
         assert!(graph.initializer("A").is_none() && graph.initializer("B").is_none());
     }

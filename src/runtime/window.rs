@@ -43,6 +43,12 @@ impl Window {
         Ok(window().filter(|_| is_plain))
     }
 
+    /// Does it meet each pixel once, if as many as it has go into the map?
+    pub(super) fn is_of_patches(&self) -> bool {
+        let (pads, alone) = ([self.before, self.after], [self.dilations, [self.groups; 2]]);
+        self.kernel == self.strides && pads == [[0; 2]; 2] && alone == [[1; 2]; 2]
+    }
+
     /// The size of what it makes of `size` pixels along `axis`, 0 for height and 1 for width; `None` if it does not fit in.
     pub(super) fn output(&self, axis: usize, size: u64) -> Option<u64> {
         let reach = (self.kernel[axis].checked_sub(1)?).checked_mul(self.dilations[axis])?.checked_add(1)?;

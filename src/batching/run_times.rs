@@ -28,7 +28,9 @@ impl RunTimes {
     pub(super) fn learn_batch(&mut self, time: Duration, size: usize, is_full: bool, now: Instant) {
         average(&mut self.per_job, part(time, size));
         if is_full {
-            let mut full_batch = self.full_batch(now);
+            // After a while it counts alone if it took less than what is known, but not if it took more: that is when a process that was stopped goes on.
+            let is_anew = self.full_batch(now).is_none();
+            let mut full_batch = self.full_batch.map(|(known, _)| known).filter(|&known| !is_anew || known <= time);
             average(&mut full_batch, time);
             self.full_batch = full_batch.map(|time| (time, now));
         }
@@ -127,6 +129,9 @@ mod tests {
         assert!(!run_times.solo_is_sooner(30, later), "one is run again");
         run_times.learn_batch(12 * MS, 4, true, later);
         assert!(run_times.solo_is_sooner(6, later) && !run_times.solo_is_sooner(7, later), "and counts alone");
+        let much_later = later + FORGOTTEN_AFTER;
+        run_times.learn_batch(60_000 * MS, 4, true, much_later);
+        assert!(!run_times.solo_is_sooner(7, much_later), "it has run for as long as the process was stopped");
     }
 
     #[test]

@@ -442,6 +442,13 @@ impl Tensor {
         Ok((integers.len() as u64 == self.values()).then_some(integers))
     }
 
+    /// The same values in a file as a tensor of another shape.
+    pub(super) fn reshaped(&self, shape: &[u64]) -> Option<Vec<u8>> {
+        let mut reshaped = tensor(&self.name, shape, self.data_type);
+        self.place.as_ref()?.put(&mut reshaped);
+        Some(reshaped)
+    }
+
     /// One of `blocks` equal parts of the rows of a matrix in a file.
     pub(super) fn rows(&self, block: u64, blocks: u64, name: &str) -> Option<Vec<u8>> {
         let place = self.place.as_ref()?;

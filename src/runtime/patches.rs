@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 
 use super::onnx_graph::{Graph, Model, Node, Tensor};
-use super::onnx_parts::{node, sizes, tensor, transpose};
+use super::onnx_parts::{node, sizes, transpose};
 use super::protobuf::put_bytes;
 use super::shapes::Shapes;
 use super::transposed::{DOMAIN, transposed_product};
@@ -36,19 +36,18 @@ fn as_rows(model: &[u8], open: &[(String, usize)]) -> io::Result<Option<Vec<u8>>
         return Ok(None);
     }
     let shapes = graph.shapes(open)?;
-    let mut found = None;
-    for (index, node) in graph.nodes.iter().enumerate() {
-        if let Some(patches) = graph.patches(node, &shapes)? {
-            found = Some((index, patches));
-            break;
-        }
-    }
-    let Some((index, patches)) = found else { return Ok(None) };
+    // The first is the only one that reads a picture.
+    let found = graph.nodes.iter().enumerate().find_map(|(index, node)| {
+        let patches = graph.patches(node, &shapes).transpose()?;
+        Some(patches.map(|patches| (index, patches)))
+    });
+    let Some((index, patches)) = found.transpose()? else { return Ok(None) };
     tracing::debug!("patches are multiplied as rows");
     let mut rewritten = graph.rest.clone();
     for tensor in &graph.initializers {
-        let bytes = if tensor.name == patches.kernels.name { &patches.matrix() } else { &tensor.bytes };
-        put_bytes(&mut rewritten, proto::graph::INITIALIZER, bytes);
+        let is_matrix = tensor.name == patches.kernels.name;
+        let matrix = is_matrix.then(|| tensor.reshaped(&[patches.channels, patches.width])).flatten();
+        put_bytes(&mut rewritten, proto::graph::INITIALIZER, matrix.as_ref().unwrap_or(&tensor.bytes));
     }
     for (other, node) in graph.nodes.iter().enumerate() {
         if other == index {
@@ -103,15 +102,6 @@ impl Graph {
 }
 
 impl Patches<'_> {
-    /// The kernels as the rows of a matrix.
-    fn matrix(&self) -> Vec<u8> {
-        let mut matrix = tensor(&self.kernels.name, &[self.channels, self.width], self.kernels.data_type);
-        if let Some(place) = &self.kernels.place {
-            place.put(&mut matrix);
-        }
-        matrix
-    }
-
     /// Appends what becomes of the convolution to a `GraphProto`.
     fn put(&self, convolution: &Node, graph: &mut Vec<u8>) {
         let end = &convolution.outputs[0];

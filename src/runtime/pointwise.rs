@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use super::onnx_graph::{Graph, Model, Node, SPLIT_BY_INPUT, Tensor};
-use super::onnx_parts::{node, sizes, tensor, transpose};
+use super::onnx_parts::{node, sizes, transpose};
 use super::protobuf::put_bytes;
 use super::shapes::Shapes;
 use super::transposed::FUSED_PRODUCT;
@@ -140,8 +140,9 @@ impl Graph {
         let matrices: BTreeSet<_> = on_pixels.products.values().map(|product| product.matrix.name.as_str()).collect();
         let mut graph = self.rest.clone();
         for tensor in &self.initializers {
-            let bytes = if matrices.contains(tensor.name.as_str()) { &kernel(tensor) } else { &tensor.bytes };
-            put_bytes(&mut graph, proto::graph::INITIALIZER, bytes);
+            let is_kernel = matrices.contains(tensor.name.as_str());
+            let kernel = is_kernel.then(|| tensor.reshaped(&[&tensor.shape[..], &[1, 1]].concat())).flatten();
+            put_bytes(&mut graph, proto::graph::INITIALIZER, kernel.as_ref().unwrap_or(&tensor.bytes));
         }
         for (index, node) in self.nodes.iter().enumerate() {
             if !on_pixels.put(index, node, &mut graph)? {
@@ -198,16 +199,6 @@ impl OnPixels<'_> {
 /// The name of `value` as pixels.
 fn pixels(value: &str) -> String {
     format!("{value}/pixels")
-}
-
-/// The transposed `matrix` as what a convolution reads.
-fn kernel(matrix: &Tensor) -> Vec<u8> {
-    let shape = [&matrix.shape[..], &[1, 1]].concat();
-    let mut kernel = tensor(&matrix.name, &shape, matrix.data_type);
-    if let Some(place) = &matrix.place {
-        place.put(&mut kernel);
-    }
-    kernel
 }
 
 #[cfg(test)]

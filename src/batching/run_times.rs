@@ -28,9 +28,10 @@ impl RunTimes {
     pub(super) fn learn_batch(&mut self, time: Duration, size: usize, is_full: bool, now: Instant) {
         average(&mut self.per_job, part(time, size));
         if is_full {
-            // After a while it counts alone if it took less than what is known, but not if it took more: that is when a process that was stopped goes on.
+            // After a while it counts alone, unless it took more than what is known: a process that was stopped may have gone on with it.
             let is_anew = self.full_batch(now).is_none();
-            let mut full_batch = self.full_batch.map(|(known, _)| known).filter(|&known| !is_anew || known <= time);
+            let known = self.full_batch.map(|(known, _)| known);
+            let mut full_batch = known.filter(|&known| !is_anew || known <= time);
             average(&mut full_batch, time);
             self.full_batch = full_batch.map(|time| (time, now));
         }

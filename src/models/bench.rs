@@ -56,9 +56,9 @@ impl LoadedModel {
             }
             for (way, opened) in opened {
                 match opened {
-                    Ok(opened) => {
-                        let costs = opened.measured.iter().filter_map(|measured| InferenceCost::mean(&measured.costs));
-                        inference.extend(costs);
+                    Ok(way) => {
+                        let costs = way.opened.iter().flat_map(|opened| &opened.costs);
+                        inference.extend(costs.filter_map(|(_, costs)| InferenceCost::mean(costs)));
                     }
                     Err(error) => failures.push(Failure { way, reason: error.to_string() }),
                 }
@@ -177,20 +177,25 @@ fn prepare_repeatedly(
     Ok((runs, cpu_time(ClockId::ThreadCPUTime).saturating_sub(cpu)))
 }
 
-/// The sessions of a way to run the graph, and what was measured of them.
+/// A way to run the graph.
 struct OpenedWay {
     way: Way,
-    /// By batch size.
-    measured: Vec<Measured>,
+    /// For each batch size, where sessions are opened for one alone.
+    opened: Vec<Opened>,
 }
 
-/// A batch size.
-struct Measured {
-    batch_size: usize,
-    /// Those that are opened for it, as those that serve are; otherwise those of the batch size before it do.
-    sessions: Option<Vec<Warmed<ImageBinding>>>,
-    /// One of each round.
-    costs: Vec<InferenceCost>,
+/// Sessions, and by batch size what was measured of them, once in each round.
+struct Opened {
+    sessions: Vec<Warmed<ImageBinding>>,
+    costs: Vec<(usize, Vec<InferenceCost>)>,
+}
+
+impl Opened {
+    /// With those of the batch sizes that are `wanted` which the sessions can run.
+    fn new(sessions: Vec<Warmed<ImageBinding>>, wanted: Vec<usize>) -> Self {
+        let sizes = sessions.first().map(|session| session.model.batch_sizes(wanted)).unwrap_or_default();
+        Self { sessions, costs: sizes.into_iter().map(|size| (size, Vec::new())).collect() }
+    }
 }
 
 impl OpenedWay {
@@ -203,16 +208,16 @@ impl OpenedWay {
         let plan = way.plan(wanted.iter().copied().max().unwrap_or(1));
         let serve = Use::of(&plan, Role::Any);
         let open = |sizes| opener.open(&plan, &Use { sizes, ..serve });
-        let measured = |sessions, batch_size| Measured { batch_size, sessions, costs: Vec::new() };
-        if way.provider.is_on_cpu() && opener.can_fix_batch_size() {
-            let open = |size| Ok(measured(Some(open(BatchSizes::Only(size))?), size));
-            return Ok(Self { way, measured: wanted.into_iter().map(open).collect::<Result<_, LoadError>>()? });
-        }
-        // On a GPU as they are opened to serve, on a CPU for all the sizes wanted.
-        let sessions = open(if way.provider.is_on_cpu() { BatchSizes::First(1) } else { serve.sizes })?;
-        let sizes = sessions.first().map(|session| session.model.batch_sizes(wanted)).unwrap_or_default();
-        let all = std::iter::once(Some(sessions)).chain(std::iter::repeat_with(|| None));
-        Ok(Self { way, measured: all.zip(sizes).map(|(sessions, size)| measured(sessions, size)).collect() })
+        let opened = if way.provider.is_on_cpu() && opener.can_fix_batch_size() {
+            // As they are opened to serve.
+            let open = |size| Ok(Opened::new(open(BatchSizes::Only(size))?, vec![size]));
+            wanted.into_iter().map(open).collect::<Result<_, LoadError>>()?
+        } else {
+            // On a GPU as they are opened to serve, on a CPU for all the sizes wanted.
+            let sizes = if way.provider.is_on_cpu() { BatchSizes::First(1) } else { serve.sizes };
+            vec![Opened::new(open(sizes)?, wanted)]
+        };
+        Ok(Self { way, opened })
     }
 
     /// One round.
@@ -222,12 +227,10 @@ impl OpenedWay {
         images: &[PreparedImage],
         request: &BenchRequest,
     ) -> Result<(), LoadError> {
-        let mut current: &mut [Warmed<ImageBinding>] = &mut [];
-        for Measured { batch_size, sessions, costs } in &mut self.measured {
-            if let Some(sessions) = sessions {
-                current = sessions;
+        for Opened { sessions, costs } in &mut self.opened {
+            for (batch_size, costs) in costs {
+                costs.push(inference_cost(encoder, self.way, *batch_size, sessions, images, request)?);
             }
-            costs.push(inference_cost(encoder, self.way, *batch_size, current, images, request)?);
         }
         Ok(())
     }

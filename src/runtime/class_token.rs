@@ -109,7 +109,7 @@ impl<'g> Narrow<'g> {
 
     /// `GraphProto`.
     fn graph(&self, shapes: &Shapes<'_>) -> io::Result<Vec<u8>> {
-        let mut graph = self.graph.without_nodes();
+        let mut graph = self.graph.without_nodes(|_| None);
         let narrow: BTreeSet<_> = self.nodes.iter().map(|&index| self.graph.nodes[index].outputs[0].as_str()).collect();
         let mut sliced = BTreeSet::new();
         for (index, whole) in self.graph.nodes.iter().enumerate() {

@@ -127,9 +127,7 @@ impl Graph {
 
     /// The node that adds a bias of `width` values to `product`, and that bias.
     fn bias(&self, product: &str, width: u64) -> Option<(usize, &str)> {
-        let &[sum] = self.readers(product) else { return None };
-        let node = &self.nodes[sum];
-        let bias = node.inputs.iter().find(|input| *input != product).filter(|_| node.operator == "Add")?;
+        let (sum, bias) = self.added(product)?;
         self.vector(bias).filter(|vector| vector.shape == [width]).map(|_| (sum, bias.as_str()))
     }
 

@@ -139,11 +139,12 @@ impl Graph {
         self.nodes.iter().any(|node| NESTING.contains(&node.operator.as_str()))
     }
 
-    /// `GraphProto` of all but the nodes.
-    pub(super) fn without_nodes(&self) -> Vec<u8> {
+    /// `GraphProto` of all but the nodes, in which initializers in a file have the `shape` that is told of them.
+    pub(super) fn without_nodes(&self, shape: impl Fn(&Tensor) -> Option<Vec<u64>>) -> Vec<u8> {
         let mut graph = self.rest.clone();
         for tensor in &self.initializers {
-            put_bytes(&mut graph, proto::graph::INITIALIZER, &tensor.bytes);
+            let reshaped = shape(tensor).and_then(|shape| tensor.reshaped(&shape));
+            put_bytes(&mut graph, proto::graph::INITIALIZER, reshaped.as_ref().unwrap_or(&tensor.bytes));
         }
         graph
     }
@@ -153,7 +154,16 @@ impl Graph {
         &self,
         put: impl Fn(usize, &Node, &mut Vec<u8>) -> io::Result<bool>,
     ) -> io::Result<Vec<u8>> {
-        let mut graph = self.without_nodes();
+        self.with_reshaped(|_| None, put)
+    }
+
+    /// The same, with [`Self::without_nodes`] of `shape`.
+    pub(super) fn with_reshaped(
+        &self,
+        shape: impl Fn(&Tensor) -> Option<Vec<u64>>,
+        put: impl Fn(usize, &Node, &mut Vec<u8>) -> io::Result<bool>,
+    ) -> io::Result<Vec<u8>> {
+        let mut graph = self.without_nodes(shape);
         for (index, node) in self.nodes.iter().enumerate() {
             if !put(index, node, &mut graph)? {
                 put_bytes(&mut graph, proto::graph::NODE, &node.bytes);
@@ -182,6 +192,14 @@ impl Graph {
 
     pub(super) fn readers(&self, value: &str) -> &[usize] {
         self.readers.get(value).map_or(&[], Vec::as_slice)
+    }
+
+    /// What the only reader of `product` adds to it, and that reader.
+    pub(super) fn added(&self, product: &str) -> Option<(usize, &String)> {
+        let &[sum] = self.readers(product) else { return None };
+        let node = &self.nodes[sum];
+        let added = node.inputs.iter().find(|input| *input != product).filter(|_| node.operator == "Add")?;
+        Some((sum, added))
     }
 
     pub(super) fn initializer(&self, name: &str) -> Option<&Tensor> {
@@ -443,7 +461,7 @@ impl Tensor {
     }
 
     /// The same values in a file as a tensor of another shape.
-    pub(super) fn reshaped(&self, shape: &[u64]) -> Option<Vec<u8>> {
+    fn reshaped(&self, shape: &[u64]) -> Option<Vec<u8>> {
         let mut reshaped = tensor(&self.name, shape, self.data_type);
         self.place.as_ref()?.put(&mut reshaped);
         Some(reshaped)

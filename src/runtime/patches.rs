@@ -8,7 +8,7 @@ use std::path::Path;
 use super::onnx_graph::{Graph, Model, Node, Tensor};
 use super::onnx_parts::{node, sizes, transpose};
 use super::protobuf::put_bytes;
-use super::shapes::Shapes;
+use super::shapes::{Shapes, numbers};
 use super::transposed::{DOMAIN, transposed_product};
 use super::weights_in_file::Slim;
 use super::window::Window;
@@ -43,21 +43,18 @@ fn as_rows(model: &[u8], open: &[(String, usize)]) -> io::Result<Option<Vec<u8>>
     });
     let Some((index, patches)) = found.transpose()? else { return Ok(None) };
     tracing::debug!("patches are multiplied as rows");
-    let mut rewritten = graph.rest.clone();
-    for tensor in &graph.initializers {
-        let is_matrix = tensor.name == patches.kernels.name;
-        let matrix = is_matrix.then(|| tensor.reshaped(&[patches.channels, patches.width])).flatten();
-        put_bytes(&mut rewritten, proto::graph::INITIALIZER, matrix.as_ref().unwrap_or(&tensor.bytes));
-    }
-    for (other, node) in graph.nodes.iter().enumerate() {
-        if other == index {
-            patches.put(node, &mut rewritten);
-        } else {
-            put_bytes(&mut rewritten, proto::graph::NODE, &node.bytes);
-        }
-    }
+    let graph = graph.with_reshaped(
+        |tensor| (tensor.name == patches.kernels.name).then(|| vec![patches.channels, patches.width]),
+        |other, node, graph| {
+            let is_found = other == index;
+            if is_found {
+                patches.put(node, graph);
+            }
+            Ok(is_found)
+        },
+    )?;
     model.import(DOMAIN);
-    Ok(Some(model.with_graph(&rewritten)))
+    Ok(Some(model.with_graph(&graph)))
 }
 
 /// A convolution of patches.
@@ -81,8 +78,7 @@ impl Graph {
             let kernels = self.own_weights(node)?;
             let &[channels, colours, height, width] = &kernels.shape[..] else { return None };
             let picture = shapes.of(&node.inputs[0])?;
-            let rest = picture.get(1..)?.iter().map(|size| u64::try_from(size.number()?).ok());
-            let [pixel, rows, columns] = rest.collect::<Option<Vec<_>>>()?.try_into().ok()?;
+            let [pixel, rows, columns] = numbers(picture.get(1..)?)?.try_into().ok()?;
             let is_whole = window.is_of_patches()
                 && window.kernel == [height, width]
                 && pixel == colours

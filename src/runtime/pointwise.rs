@@ -11,7 +11,7 @@ use std::path::Path;
 use super::onnx_graph::{Graph, Model, Node, SPLIT_BY_INPUT, Tensor};
 use super::onnx_parts::{node, sizes, transpose};
 use super::protobuf::put_bytes;
-use super::shapes::Shapes;
+use super::shapes::{Shapes, numbers};
 use super::transposed::FUSED_PRODUCT;
 use super::weights_in_file::Slim;
 use super::{RuntimeError, onnx_proto as proto};
@@ -44,7 +44,11 @@ fn convolved(model: &[u8], open: &[(String, usize)], rows: RangeInclusive<u64>) 
         return Ok(None);
     }
     tracing::debug!(products = products.len(), "products are computed as convolutions");
-    let graph = graph.with_convolutions(&graph.on_pixels(products))?;
+    let on_pixels = graph.on_pixels(products);
+    let graph = graph.with_reshaped(
+        |tensor| on_pixels.is_kernel(tensor).then(|| [&tensor.shape[..], &[1, 1]].concat()),
+        |index, node, graph| on_pixels.put(index, node, graph),
+    )?;
     Ok(Some(model.with_graph(&graph)))
 }
 
@@ -83,8 +87,7 @@ impl Graph {
         let product = || {
             let matrix = self.own_weights(node)?;
             let &[columns, _] = &matrix.shape[..] else { return None };
-            let sizes = shapes.of(&node.inputs[0])?.iter().map(|size| u64::try_from(size.number()?).ok());
-            let mut shape = sizes.collect::<Option<Vec<_>>>()?;
+            let mut shape = numbers(shapes.of(&node.inputs[0])?)?;
             *shape.last_mut()? = columns;
             let count = shape[..shape.len() - 1].iter().try_fold(1_u64, |count, &size| count.checked_mul(size))?;
             rows.contains(&count).then_some(Product { matrix, rows: count, shape })
@@ -115,9 +118,7 @@ impl Graph {
 
     /// The vector of `columns` values that the only reader of `product` adds to it, and that reader.
     fn vector_added(&self, product: &str, columns: u64, producers: &HashMap<&str, usize>) -> Option<(usize, &str)> {
-        let &[sum] = self.readers(product) else { return None };
-        let node = &self.nodes[sum];
-        let vector = node.inputs.iter().find(|input| *input != product).filter(|_| node.operator == "Add")?;
+        let (sum, vector) = self.added(product)?;
         // Or a part of one, or one under another name.
         let (mut whole, mut is_part, mut reader) = (vector, false, sum);
         while let Some(&producer) = producers.get(whole.as_str()) {
@@ -134,26 +135,14 @@ impl Graph {
         };
         (is_vector && !self.outputs.contains(product)).then_some((sum, vector))
     }
-
-    /// `GraphProto` with what is computed `on_pixels`.
-    fn with_convolutions(&self, on_pixels: &OnPixels<'_>) -> io::Result<Vec<u8>> {
-        let matrices: BTreeSet<_> = on_pixels.products.values().map(|product| product.matrix.name.as_str()).collect();
-        let mut graph = self.rest.clone();
-        for tensor in &self.initializers {
-            let is_kernel = matrices.contains(tensor.name.as_str());
-            let kernel = is_kernel.then(|| tensor.reshaped(&[&tensor.shape[..], &[1, 1]].concat())).flatten();
-            put_bytes(&mut graph, proto::graph::INITIALIZER, kernel.as_ref().unwrap_or(&tensor.bytes));
-        }
-        for (index, node) in self.nodes.iter().enumerate() {
-            if !on_pixels.put(index, node, &mut graph)? {
-                put_bytes(&mut graph, proto::graph::NODE, &node.bytes);
-            }
-        }
-        Ok(graph)
-    }
 }
 
 impl OnPixels<'_> {
+    /// Is it the matrix of one of its products?
+    fn is_kernel(&self, tensor: &Tensor) -> bool {
+        self.products.values().any(|product| product.matrix.name == tensor.name)
+    }
+
     /// Appends what becomes of the node `index`, if it is one of these, to a `GraphProto`: it, what turns its input to pixels where it does not come
     /// so, and what turns its output back where others read that.
     fn put(&self, index: usize, token_node: &Node, graph: &mut Vec<u8>) -> io::Result<bool> {

@@ -128,8 +128,7 @@ impl<'g> Shapes<'g> {
 
     /// The shape of `value`, if it has `N` axes and all sizes are known.
     pub(super) fn numbers<const N: usize>(&self, value: &str) -> Option<[u64; N]> {
-        let numbers: Option<Vec<_>> = self.of(value)?.iter().map(|size| size.number()?.try_into().ok()).collect();
-        numbers?.try_into().ok()
+        numbers(self.of(value)?)?.try_into().ok()
     }
 
     fn unknown(&mut self) -> Size {
@@ -419,6 +418,11 @@ impl Size {
             Self::Open(_) => None,
         }
     }
+}
+
+/// The sizes as numbers, if all are known.
+pub(super) fn numbers(sizes: &[Size]) -> Option<Vec<u64>> {
+    sizes.iter().map(|size| size.number()?.try_into().ok()).collect()
 }
 
 /// The place of `index`, which counts from the end if it is negative, in something of this length.

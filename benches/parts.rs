@@ -73,7 +73,7 @@ fn queue(criterion: &mut Criterion) {
     const JOBS: u32 = 64;
     let queue = Arc::new(BatchQueue::<Echo>::new(1024, QueueMetrics::default(), Arc::default()));
     let crew = queue.relieve(BatchPolicy::up_to(8), 1);
-    let worker = Worker::spawn("echo".to_owned(), Arc::clone(&queue), Role::Any, Echo, || Ok(Echo)).unwrap();
+    let worker = Worker::spawn("echo".to_owned(), Arc::clone(&queue), Role::Instance, Echo, || Ok(Echo)).unwrap();
     worker.begin(crew);
     let deadline = Instant::now() + Duration::from_secs(3600);
     let jobs = || {

@@ -129,12 +129,14 @@ def spread(values, form):
 
 def model_section(name, result):
     graph = result["limit"]["graph"]
+    full = max(graph["batch_sizes_warmed"])
     yield f"## {name}"
     yield ""
     yield (
         f"Served by {graph['provider']} in {graph['precision']}, {graph['instances']} instance(s) of {graph['threads']} "
-        f"thread(s), batches up to {max(graph['batch_sizes_warmed'])} ({graph['provider_reason']})."
-        + (f" Up to {graph['solo_max_batch_size']} image(s): {graph['solo_threads']} threads." if "solo_threads" in graph else "")
+        f"thread(s), batches up to {full} ({graph['provider_reason']})."
+        + (f" Fewer images: {graph['small_batch_size']} at a time." if graph.get("small_batch_size", full) < full else "")
+        + (f" Lone images: {graph['solo_threads']} threads." if "solo_threads" in graph else "")
     )
     yield ""
     header = [

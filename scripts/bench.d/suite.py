@@ -24,7 +24,7 @@ FULL = 32
 CONNECTIONS = (FULL, 1, 8, 128, 512)
 OPEN_LOOP_SHARE = 0.7
 LARGE_CONNECTIONS = (1, 8)
-PLAN = ("provider", "precision", "instances", "threads", "solo_threads", "solo_max_batch_size", "batch_sizes_warmed")
+PLAN = ("provider", "precision", "instances", "threads", "small_batch_size", "solo_threads", "batch_sizes_warmed")
 # So many batch sizes come into question for the limit.
 BEST_BATCHES = 3
 # So often each figure is measured in turns with a load.

@@ -39,8 +39,8 @@ pub struct Crew(u64);
 /// Jobs that wait for a worker.
 pub struct BatchQueue<M: Model> {
     state: Mutex<State<M>>,
-    /// Wakes workers of the roles `Any` and `Full`, all of whom can do the same.
-    for_batches: Condvar,
+    /// Wakes instances, all of whom can do the same.
+    for_instances: Condvar,
     /// Wakes the solo worker.
     for_solo: Condvar,
     /// Wakes who waits for the end of a crew.
@@ -59,8 +59,10 @@ struct State<M: Model> {
     policy: BatchPolicy,
     /// The crew's solo worker, if it has one.
     solo: Workers,
-    /// Its other workers.
-    others: Workers,
+    /// Its instances.
+    instances: Workers,
+    /// When one of these last ended a batch.
+    last_end: Option<Instant>,
     /// Jobs that have been announced and not yet come.
     coming: usize,
     /// Which workers may take batches: those of the newest crew.
@@ -74,15 +76,13 @@ struct Workers {
     count: usize,
     /// Those that run a batch.
     busy: usize,
-    /// The jobs in these.
-    jobs: usize,
     /// Those that are out, to rebuild their model.
     out: usize,
 }
 
 impl Workers {
     fn new(count: usize) -> Self {
-        Self { count, busy: 0, jobs: 0, out: 0 }
+        Self { count, busy: 0, out: 0 }
     }
 
     /// Is none there?
@@ -102,23 +102,23 @@ impl<M: Model> BatchQueue<M> {
             broken: false,
             policy,
             solo: Workers::new(0),
-            others: Workers::new(1),
+            instances: Workers::new(1),
+            last_end: None,
             coming: 0,
             crew: Crew(0),
             run_times: RunTimes::default(),
         };
-        let (for_batches, for_solo, ended) = (Condvar::new(), Condvar::new(), Condvar::new());
-        Self { state: Mutex::new(state), for_batches, for_solo, ended, capacity, metrics, gate }
+        let (for_instances, for_solo, ended) = (Condvar::new(), Condvar::new(), Condvar::new());
+        Self { state: Mutex::new(state), for_instances, for_solo, ended, capacity, metrics, gate }
     }
 
-    /// Announces a crew of `workers` workers that take batches by `policy`, and a solo worker beside them if that has one. Those of
+    /// Announces a crew of so many `instances` that take batches by `policy`, and a solo worker beside them if that has one. Those of
     /// the crew before end with their present batch.
-    pub fn relieve(&self, policy: BatchPolicy, workers: usize) -> Crew {
+    pub fn relieve(&self, policy: BatchPolicy, instances: usize) -> Crew {
         let mut state = self.lock();
         let crew = Crew(state.crew.0 + 1);
         (state.crew, state.policy, state.run_times, state.broken) = (crew, policy, RunTimes::default(), false);
-        let solo = policy.solo_max_batch_size.min(1);
-        (state.solo, state.others) = (Workers::new(solo), Workers::new(workers.max(1)));
+        (state.solo, state.instances) = (Workers::new(usize::from(policy.has_solo)), Workers::new(instances.max(1)));
         drop(state);
         self.wake_all();
         crew
@@ -131,7 +131,7 @@ impl<M: Model> BatchQueue<M> {
         state.coming += 1;
         self.wake_one(&state);
         drop(state);
-        Announcement(Arc::clone(self))
+        Announcement(Some(Arc::clone(self)))
     }
 
     /// Puts a job at the end of the queue.
@@ -140,6 +140,12 @@ impl<M: Model> BatchQueue<M> {
     /// The queue is full, closed or has no worker left, or the job's turn would come too late. The job is dropped, its permit released.
     pub fn push(&self, job: Job<M>) -> Result<(), InferenceError> {
         let mut state = self.lock();
+        self.add(&mut state, job)?;
+        self.wake_one(&state);
+        Ok(())
+    }
+
+    fn add(&self, state: &mut State<M>, job: Job<M>) -> Result<(), InferenceError> {
         state.is_open()?;
         if state.jobs.len() >= self.capacity {
             return Err(InferenceError::QueueFull);
@@ -153,7 +159,6 @@ impl<M: Model> BatchQueue<M> {
         }
         state.jobs.push_back(Waiting { job, since });
         self.metrics.depth.set(state.jobs.len() as i64);
-        self.wake_one(&state);
         Ok(())
     }
 
@@ -176,7 +181,7 @@ impl<M: Model> BatchQueue<M> {
     /// is closed and nothing in it is for this worker. The end of the batch has to be told by [`Self::finish`].
     /// Jobs whose client has left or whose deadline has passed are dropped here, and counted.
     pub(super) fn next_batch(&self, crew: Crew, role: Role) -> Option<Vec<Waiting<M>>> {
-        let changed = if role == Role::Solo { &self.for_solo } else { &self.for_batches };
+        let changed = if role == Role::Solo { &self.for_solo } else { &self.for_instances };
         let mut state = self.lock();
         loop {
             if state.crew != crew {
@@ -189,9 +194,7 @@ impl<M: Model> BatchQueue<M> {
                 Decision::Run(size) => {
                     let batch = self.take(&mut state, size, now);
                     let begins = !batch.is_empty();
-                    let workers = state.workers(role);
-                    workers.busy += usize::from(begins);
-                    workers.jobs += batch.len();
+                    state.workers(role).busy += usize::from(begins);
                     self.wake_one(&state);
                     if begins {
                         return Some(batch);
@@ -235,18 +238,18 @@ impl<M: Model> BatchQueue<M> {
         }
         let workers = state.workers(role);
         workers.busy = workers.busy.saturating_sub(1);
-        workers.jobs = workers.jobs.saturating_sub(size);
         match role {
             Role::Solo => {
-                let others = state.others.count;
-                state.run_times.learn_solo(time, size, others);
+                let (instances, others_wait) = (state.instances.count, !state.jobs.is_empty());
+                state.run_times.learn_lone(time, instances, others_wait);
             }
-            Role::Any | Role::Full => {
-                let is_full = size == state.policy.max_batch_size;
-                // A session for full batches takes no less time for fewer.
-                if role == Role::Any || is_full {
-                    state.run_times.learn_batch(time, size, is_full, Instant::now());
-                }
+            Role::Instance => {
+                state.last_end = Some(Instant::now());
+                let BatchPolicy { small_batch_size, max_batch_size, .. } = state.policy;
+                let is_small = small_batch_size.is_some_and(|small| size <= small);
+                // What is for batches of one size takes no less time for fewer.
+                let as_for = small_batch_size.map_or(size, |small| if is_small { small } else { max_batch_size });
+                state.run_times.learn_batch(time, as_for, is_small);
             }
         }
         // There are cores again, perhaps for another worker's kind of work.
@@ -271,7 +274,7 @@ impl<M: Model> BatchQueue<M> {
     /// a model that may never come back should hold nothing that others could use.
     pub(super) fn rebuilding_failed(&self, crew: Crew) {
         let mut state = self.lock();
-        if state.crew != crew || !state.solo.are_out() || !state.others.are_out() {
+        if state.crew != crew || !state.solo.are_out() || !state.instances.are_out() {
             return;
         }
         state.broken = true;
@@ -310,11 +313,11 @@ impl<M: Model> BatchQueue<M> {
             return;
         }
         let is_for_solo = state.policy.is_for_solo(state.situation(Instant::now()));
-        if is_for_solo { &self.for_solo } else { &self.for_batches }.notify_one();
+        if is_for_solo { &self.for_solo } else { &self.for_instances }.notify_one();
     }
 
     fn wake_all(&self) {
-        self.for_batches.notify_all();
+        self.for_instances.notify_all();
         self.for_solo.notify_all();
         self.ended.notify_all();
     }
@@ -325,14 +328,31 @@ impl<M: Model> BatchQueue<M> {
     }
 }
 
-/// A job that is being prepared for a queue.
-pub struct Announcement<M: Model>(Arc<BatchQueue<M>>);
+/// A job that is being prepared for a queue, until it comes.
+pub struct Announcement<M: Model>(Option<Arc<BatchQueue<M>>>);
+
+impl<M: Model> Announcement<M> {
+    /// Puts the job at the end of the queue, in one step with the end of its announcement: between the two, nobody would wait for it.
+    ///
+    /// # Errors
+    /// As of [`BatchQueue::push`].
+    pub fn come(mut self, job: Job<M>) -> Result<(), InferenceError> {
+        let Some(queue) = self.0.take() else { return Err(InferenceError::Closed) };
+        let mut state = queue.lock();
+        state.coming -= 1;
+        let added = queue.add(&mut state, job);
+        queue.wake_one(&state);
+        added
+    }
+}
 
 impl<M: Model> Drop for Announcement<M> {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.coming -= 1;
-        self.0.wake_one(&state);
+        if let Some(queue) = self.0.take() {
+            let mut state = queue.lock();
+            state.coming -= 1;
+            queue.wake_one(&state);
+        }
     }
 }
 
@@ -350,7 +370,7 @@ impl<M: Model> State<M> {
     fn workers(&mut self, role: Role) -> &mut Workers {
         match role {
             Role::Solo => &mut self.solo,
-            Role::Any | Role::Full => &mut self.others,
+            Role::Instance => &mut self.instances,
         }
     }
 
@@ -358,24 +378,21 @@ impl<M: Model> State<M> {
         Situation {
             len: self.jobs.len(),
             oldest_age: self.jobs.front().map_or(Duration::ZERO, |oldest| now - oldest.since),
-            solo_is_sooner: self.solo_is_sooner(now),
-            cores_are_free: self.others.busy + (self.others.count / 2).max(1) <= self.others.count,
+            coming: self.coming,
+            instances: self.instances.count,
+            busy: self.instances.busy,
+            last_end_age: self.last_end.map(|end| now.saturating_duration_since(end)),
+            small_run: self.run_times.small(),
+            solo_is_sooner: self.run_times.solo_is_sooner(self.jobs.len() + self.coming + self.solo.busy),
             solo_is_out: self.solo.are_out(),
-            others_are_out: self.others.are_out(),
+            instances_are_out: self.instances.are_out(),
             closed: self.closed,
         }
     }
 
-    /// Would the solo worker have answered the jobs that wait, are on their way or run before a full batch were done? Not once a
-    /// batch runs.
-    fn solo_is_sooner(&self, now: Instant) -> bool {
-        let jobs = self.jobs.len() + self.coming + self.solo.jobs;
-        self.others.busy == 0 && self.run_times.solo_is_sooner(jobs, now)
-    }
-
     /// When the turn of a job that came now would be, as far as can be told. An empty queue never refuses.
     fn estimated_wait(&self) -> Duration {
-        self.run_times.wait(self.jobs.len() / self.others.count)
+        self.run_times.wait(self.jobs.len() / self.instances.count)
     }
 }
 
@@ -407,7 +424,7 @@ mod tests {
     const CREW: Crew = Crew(1);
 
     fn with_solo(max_batch_size: usize) -> BatchPolicy {
-        BatchPolicy { solo_max_batch_size: 1, ..BatchPolicy::up_to(max_batch_size) }
+        BatchPolicy { has_solo: true, small_batch_size: Some(1), ..BatchPolicy::up_to(max_batch_size) }
     }
 
     fn job(input: u32, time: Duration) -> (Job<Echo>, Receiver) {
@@ -448,96 +465,109 @@ mod tests {
     fn batches_keep_the_order_of_arrival() {
         let queue = queue(2, 10);
         let _answers = push_each(&queue, 0..3);
-        assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [0, 1]);
-        assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [2]);
+        assert_eq!(inputs(&queue.next_batch(CREW, Role::Instance).unwrap()), [0, 1]);
+        assert_eq!(inputs(&queue.next_batch(CREW, Role::Instance).unwrap()), [2]);
     }
 
     #[test]
     fn a_crew_that_was_relieved_takes_nothing_and_the_next_one_everything() {
         let queue = queue(1, 10);
         let _answers = push_each(&queue, 0..3);
-        assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [0]);
+        assert_eq!(inputs(&queue.next_batch(CREW, Role::Instance).unwrap()), [0]);
         let next = queue.relieve(BatchPolicy::up_to(8), 1);
-        assert!(queue.next_batch(CREW, Role::Any).is_none());
+        assert!(queue.next_batch(CREW, Role::Instance).is_none());
         assert!(!queue.is_needed_after(CREW, LONG) && queue.is_needed_after(next, Duration::ZERO));
-        assert_eq!(inputs(&queue.next_batch(next, Role::Any).unwrap()), [1, 2], "by the new crew's policy");
+        assert_eq!(inputs(&queue.next_batch(next, Role::Instance).unwrap()), [1, 2], "by the new crew's policy");
     }
 
     #[test]
-    fn few_jobs_go_to_the_solo_worker_until_all_cores_are_taken() {
+    fn a_lone_job_goes_to_the_solo_worker_until_an_instance_runs() {
         let queue = queue(8, 10);
         let crew = queue.relieve(with_solo(2), 1);
         let _answers = push_each(&queue, 0..3);
-        assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [0, 1]);
-        let end = || queue.finish(crew, Role::Full, 2, Duration::ZERO);
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Instance).unwrap()), [0, 1]);
+        let end = || queue.finish(crew, Role::Instance, 2, Duration::ZERO);
         assert_eq!(taken_once(&queue, (crew, Role::Solo), end), [2]);
         let (last, _answer) = job(3, LONG);
         queue.push(last).unwrap();
         queue.close();
-        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [3], "one job is no full batch");
-        assert!(queue.next_batch(crew, Role::Full).is_none(), "no other will come");
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [3]);
+        assert!(queue.next_batch(crew, Role::Instance).is_none(), "no other will come");
         assert!(queue.next_batch(crew, Role::Solo).is_none());
     }
 
     #[test]
-    fn a_lone_job_goes_to_the_solo_worker_and_what_comes_meanwhile_to_the_others_also_where_batches_are_of_one() {
+    fn a_job_that_waited_for_the_solo_worker_goes_to_an_instance_once_a_second_comes() {
         let queue = queue(1, 10);
-        let crew = queue.relieve(with_solo(1), 2);
+        let crew = queue.relieve(with_solo(4), 1);
         let (first, _first_answer) = job(1, LONG);
         queue.push(first).unwrap();
         assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [1]);
         let (second, _second_answer) = job(2, LONG);
         queue.push(second).unwrap();
-        assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [2]);
-        queue.finish(crew, Role::Solo, 1, MS * 3);
-        queue.finish(crew, Role::Full, 1, MS * 5);
-        let (third, _third_answer) = job(3, LONG);
-        queue.push(third).unwrap();
-        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [3], "nothing runs any more");
-        queue.finish(crew, Role::Solo, 1, MS * 3);
+        assert_eq!(taken_once(&queue, (crew, Role::Instance), || push_each(&queue, 3..4)), [2]);
+    }
+
+    #[test]
+    fn a_small_batch_that_is_not_full_waits_for_the_end_of_another() {
+        let queue = queue(8, 10);
+        let crew = queue.relieve(BatchPolicy { small_batch_size: Some(2), ..with_solo(8) }, 2);
+        let _answers = push_each(&queue, 0..5);
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Instance).unwrap()), [0, 1], "nothing has been timed yet");
+        queue.finish(crew, Role::Instance, 2, LONG);
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Instance).unwrap()), [2, 3]);
+        let end = || queue.finish(crew, Role::Instance, 2, LONG);
+        assert_eq!(taken_once(&queue, (crew, Role::Solo), end), [4], "the last one is alone then");
+    }
+
+    #[test]
+    fn the_end_of_a_batch_lets_what_waited_for_it_go() {
+        let queue = queue(8, 10);
+        let crew = queue.relieve(BatchPolicy { small_batch_size: Some(4), ..with_solo(8) }, 2);
+        let _answers = push_each(&queue, 0..6);
+        queue.finish(crew, Role::Instance, 4, LONG);
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Instance).unwrap()), [0, 1, 2, 3]);
+        // Long enough for the other to wait; it must go on either way.
+        let end = || {
+            std::thread::sleep(MS * 20);
+            queue.finish(crew, Role::Instance, 4, LONG);
+        };
+        assert_eq!(taken_once(&queue, (crew, Role::Instance), end), [4, 5]);
+    }
+
+    #[test]
+    fn all_the_jobs_that_the_solo_worker_would_run_count() {
+        let queue = queue(8, 10);
+        let crew = queue.relieve(BatchPolicy { small_batch_size: Some(4), ..with_solo(8) }, 2);
+        queue.finish(crew, Role::Instance, 2, MS * 12);
+        queue.finish(crew, Role::Solo, 1, MS * 4);
+        let is_sooner = || queue.lock().situation(Instant::now()).solo_is_sooner;
+        let _answers = push_each(&queue, 0..3);
+        assert!(is_sooner(), "three take 12 ms");
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [0]);
         let announcement = queue.announce();
-        let (fourth, _fourth_answer) = job(4, LONG);
-        queue.push(fourth).unwrap();
-        assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [4], "another is being prepared");
-        queue.finish(crew, Role::Full, 1, MS * 5);
+        assert!(!is_sooner(), "one runs, two wait and another is being prepared");
         drop(announcement);
-        let (fifth, _fifth_answer) = job(5, LONG);
-        queue.push(fifth).unwrap();
-        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [5], "it never came");
+        assert!(is_sooner(), "it never came");
+        let announcement = queue.announce();
+        queue.finish(crew, Role::Solo, 1, MS * 4);
+        let (last, _answer) = job(3, LONG);
+        announcement.come(last).unwrap();
+        assert!(is_sooner(), "it counts once");
+        assert_eq!(queue.lock().coming, 0);
     }
 
     #[test]
-    fn a_full_batch_goes_to_the_solo_worker_as_long_as_that_has_been_seen_to_be_done_sooner() {
-        let queue = queue(2, 10);
-        let crew = queue.relieve(with_solo(2), 2);
-        let mut answers = push_each(&queue, 0..3);
-        assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [0, 1], "nothing has been timed yet");
-        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [2]);
-        queue.finish(crew, Role::Full, 2, MS * 7);
-        queue.finish(crew, Role::Solo, 1, MS * 3);
-        answers.extend(push_each(&queue, 3..6));
-        assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [3, 4], "three by themselves would take 9 ms");
-        queue.finish(crew, Role::Full, 2, MS * 7);
-        let (last, _answer) = job(6, LONG);
-        queue.push(last).unwrap();
-        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [5], "two take 6 ms, a batch of them 7");
-    }
-
-    #[test]
-    fn all_the_jobs_that_the_solo_worker_runs_count() {
-        let queue = queue(2, 10);
-        let crew = queue.relieve(BatchPolicy { solo_max_batch_size: 2, ..BatchPolicy::up_to(2) }, 2);
-        let mut answers = push_each(&queue, 0..3);
-        assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [0, 1]);
-        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [2]);
-        queue.finish(crew, Role::Full, 2, MS * 10);
-        queue.finish(crew, Role::Solo, 1, MS * 3);
-        answers.extend(push_each(&queue, 3..5));
-        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [3, 4]);
-        answers.extend(push_each(&queue, 5..7));
-        assert!(!queue.lock().solo_is_sooner(Instant::now()), "four take 12 ms");
-        queue.finish(crew, Role::Solo, 2, MS * 6);
-        assert!(queue.lock().solo_is_sooner(Instant::now()), "two take 6 ms");
+    fn a_run_for_more_jobs_than_it_had_counts_as_one_of_all() {
+        let queue = queue(8, 10);
+        let crew = queue.relieve(BatchPolicy { small_batch_size: Some(2), ..with_solo(8) }, 2);
+        queue.finish(crew, Role::Instance, 1, MS * 16);
+        assert_eq!(queue.lock().run_times.small(), MS * 16);
+        assert_eq!(queue.lock().run_times.wait(1), MS * 8);
+        queue.finish(crew, Role::Instance, 5, MS * 64);
+        queue.finish(crew, Role::Solo, 1, MS * 4);
+        assert_eq!(queue.lock().run_times.wait(1), MS * 8, "twice what it is with all cores");
+        assert_eq!(queue.lock().run_times.small(), MS * 16);
     }
 
     #[test]
@@ -545,36 +575,24 @@ mod tests {
         let queue = queue(2, 10);
         let crew = queue.relieve(with_solo(2), 1);
         let _lone = push_each(&queue, 0..1);
-        assert_eq!(taken_once(&queue, (crew, Role::Full), || queue.set_out(crew, Role::Solo, true)), [0]);
+        assert_eq!(taken_once(&queue, (crew, Role::Instance), || queue.set_out(crew, Role::Solo, true)), [0]);
         queue.set_out(crew, Role::Solo, false);
-        queue.finish(crew, Role::Full, 1, MS);
+        queue.finish(crew, Role::Instance, 1, MS);
         let _three = push_each(&queue, 1..4);
-        assert_eq!(taken_once(&queue, (crew, Role::Solo), || queue.set_out(crew, Role::Full, true)), [1]);
-        queue.set_out(crew, Role::Full, false);
-        assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [2, 3], "it is back");
-    }
-
-    #[test]
-    fn a_job_that_waited_for_the_solo_worker_goes_to_another_once_a_second_is_announced() {
-        let queue = queue(1, 10);
-        let crew = queue.relieve(with_solo(1), 1);
-        let (first, _answer) = job(1, LONG);
-        let come = || {
-            queue.push(first).unwrap();
-            queue.announce()
-        };
-        assert_eq!(taken_once(&queue, (crew, Role::Full), come), [1]);
+        assert_eq!(taken_once(&queue, (crew, Role::Solo), || queue.set_out(crew, Role::Instance, true)), [1]);
+        queue.set_out(crew, Role::Instance, false);
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Instance).unwrap()), [2, 3], "it is back");
     }
 
     #[test]
     fn the_end_of_an_earlier_crews_batch_frees_no_core_of_the_present_one() {
         let queue = queue(1, 10);
         let _answers = push_each(&queue, 0..3);
-        assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [0]);
+        assert_eq!(inputs(&queue.next_batch(CREW, Role::Instance).unwrap()), [0]);
         let crew = queue.relieve(with_solo(1), 1);
-        assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [1]);
-        queue.finish(CREW, Role::Any, 1, Duration::ZERO);
-        assert_eq!(queue.lock().others.busy, 1);
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Instance).unwrap()), [1]);
+        queue.finish(CREW, Role::Instance, 1, Duration::ZERO);
+        assert_eq!(queue.lock().instances.busy, 1);
     }
 
     #[test]
@@ -596,7 +614,7 @@ mod tests {
                 answer
             })
             .collect();
-        assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [3, 2, 1]);
+        assert_eq!(inputs(&queue.next_batch(CREW, Role::Instance).unwrap()), [3, 2, 1]);
         queue.close();
         assert_eq!(queue.push_ahead(job(4, LONG).0), Err(InferenceError::Closed));
     }
@@ -608,8 +626,8 @@ mod tests {
         queue.push(first).unwrap();
         queue.close();
         assert_eq!(queue.push(job(2, LONG).0), Err(InferenceError::Closed));
-        assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [1]);
-        assert!(queue.next_batch(CREW, Role::Any).is_none());
+        assert_eq!(inputs(&queue.next_batch(CREW, Role::Instance).unwrap()), [1]);
+        assert!(queue.next_batch(CREW, Role::Instance).is_none());
     }
 
     #[test]
@@ -617,7 +635,7 @@ mod tests {
         let queue = queue(1, 10);
         let crew = queue.relieve(with_solo(1), 1);
         let _answers = push_each(&queue, 0..3);
-        assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [0]);
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Instance).unwrap()), [0]);
         queue.close();
         let (tell, told) = std::sync::mpsc::channel();
         let waiting = Arc::clone(&queue);
@@ -625,7 +643,7 @@ mod tests {
         // Long enough for it to wait; it must end either way.
         std::thread::sleep(MS * 20);
         for input in 1..3 {
-            assert_eq!(inputs(&queue.next_batch(crew, Role::Full).unwrap()), [input], "all cores are taken");
+            assert_eq!(inputs(&queue.next_batch(crew, Role::Instance).unwrap()), [input], "all cores are taken");
         }
         assert!(told.recv_timeout(Duration::from_secs(60)).unwrap());
     }
@@ -642,7 +660,7 @@ mod tests {
         let (live, _live_answer) = job(3, LONG);
         queue.push(live).unwrap();
         std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
-        assert_eq!(inputs(&queue.next_batch(CREW, Role::Any).unwrap()), [3]);
+        assert_eq!(inputs(&queue.next_batch(CREW, Role::Instance).unwrap()), [3]);
         let late_answer = late_answer.try_recv().unwrap();
         assert!(matches!(late_answer, Err(InferenceError::DeadlineExceeded)));
         assert_eq!(queue.metrics.dropped(DropReason::ClientGone).get(), 1);
@@ -652,7 +670,7 @@ mod tests {
     #[test]
     fn a_job_whose_turn_would_come_too_late_is_refused_unless_nothing_waits() {
         let queue = queue(1, 10);
-        queue.finish(CREW, Role::Any, 1, Duration::from_secs(60));
+        queue.finish(CREW, Role::Instance, 1, Duration::from_secs(60));
         let (first, _answer) = job(1, Duration::from_secs(30));
         queue.push(first).unwrap();
         let second = job(2, Duration::from_secs(30)).0;

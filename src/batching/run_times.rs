@@ -1,54 +1,54 @@
-//! How long runs take, learned from those that have ended: by this it is told when a job's turn comes, and which worker answers sooner.
+//! How long runs take, learned from those that have ended: by this it is told when a job's turn comes, and what waiting for company is worth.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// What a full batch took is forgotten if none has been run for so long: what keeps others from being run may be that one was held up.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
+/// After so many runs of the solo worker while others waited, none of a small batch between them, what that takes is forgotten, so that one is
+/// run again: what keeps them from being run may be that one was held up.
+const FORGOTTEN_AFTER: u32 = 64;
 
 /// Moving averages; `None` before the first run of a kind.
 #[derive(Debug, Default)]
 pub(super) struct RunTimes {
     /// What one job costs a worker.
     per_job: Option<Duration>,
-    /// What one costs the solo worker: by itself, and among a few.
+    /// What a small batch takes.
+    small: Option<Duration>,
+    /// What one job takes the solo worker.
     lone: Option<Duration>,
-    among_few: Option<Duration>,
-    /// A full batch of another, and when the last one ended.
-    full_batch: Option<(Duration, Instant)>,
+    /// Of its runs since the last small batch, those after which others waited.
+    lone_runs: u32,
 }
 
 impl RunTimes {
-    /// The solo worker has run `size` jobs: with all cores, which is as much as what all `workers` have.
-    pub(super) fn learn_solo(&mut self, time: Duration, size: usize, workers: usize) {
-        average(&mut self.per_job, part(times(time, workers), size));
-        average(if size > 1 { &mut self.among_few } else { &mut self.lone }, part(time, size));
-    }
-
-    /// Another has run a batch of `size` jobs.
-    pub(super) fn learn_batch(&mut self, time: Duration, size: usize, is_full: bool, now: Instant) {
-        average(&mut self.per_job, part(time, size));
-        if is_full {
-            // After a while it counts alone, unless it took more than what is known: a process that was stopped may have gone on with it.
-            let is_anew = self.full_batch(now).is_none();
-            let known = self.full_batch.map(|(known, _)| known);
-            let mut full_batch = known.filter(|&known| !is_anew || known <= time);
-            average(&mut full_batch, time);
-            self.full_batch = full_batch.map(|time| (time, now));
+    /// An instance has run a batch, in what takes as long for `size` jobs.
+    pub(super) fn learn_batch(&mut self, time: Duration, size: usize, is_small: bool) {
+        average(&mut self.per_job, time / u32::try_from(size.max(1)).unwrap_or(u32::MAX));
+        if is_small {
+            average(&mut self.small, time);
+            // What it was before, if that was held up, is forgotten soon.
+            self.small = self.small.map(|small| small.min((small + time) / 2));
+            self.lone_runs = 0;
         }
     }
 
-    /// What a full batch takes, if one has been timed of late.
-    fn full_batch(&self, now: Instant) -> Option<Duration> {
-        let (time, last) = self.full_batch?;
-        (now.saturating_duration_since(last) < FORGOTTEN_AFTER).then_some(time)
+    /// The solo worker has run a job, while others waited or none did: with all cores, which is as much as what all `instances` have.
+    pub(super) fn learn_lone(&mut self, time: Duration, instances: usize, others_wait: bool) {
+        average(&mut self.per_job, times(time, instances));
+        average(&mut self.lone, time);
+        self.lone_runs += u32::from(others_wait);
+        if self.lone_runs == FORGOTTEN_AFTER {
+            (self.small, self.lone_runs) = (None, 0);
+        }
     }
 
-    /// Would the solo worker answer so many jobs, a few at a time, before a full batch were done? A lone job it always would, so that
-    /// its time is learned anew where other load has distorted it.
-    pub(super) fn solo_is_sooner(&self, jobs: usize, now: Instant) -> bool {
-        let per_job = self.lone.into_iter().chain(self.among_few).min();
-        let solo = per_job.map(|time| times(time, jobs));
-        jobs <= 1 || solo.zip(self.full_batch(now)).is_some_and(|(solo, batch)| solo <= batch)
+    /// What a small batch takes; nothing if none has been timed.
+    pub(super) fn small(&self) -> Duration {
+        self.small.unwrap_or_default()
+    }
+
+    /// Would the solo worker have run so many jobs before a small batch were done?
+    pub(super) fn solo_is_sooner(&self, jobs: usize) -> bool {
+        self.lone.zip(self.small).is_some_and(|(lone, small)| times(lone, jobs) <= small)
     }
 
     /// When a job's turn comes after so many others of its worker; at once if none has been timed.
@@ -57,10 +57,7 @@ impl RunTimes {
     }
 }
 
-fn part(time: Duration, count: usize) -> Duration {
-    time / u32::try_from(count.max(1)).unwrap_or(u32::MAX)
-}
-
+/// So many times as long.
 fn times(time: Duration, count: usize) -> Duration {
     time.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX))
 }
@@ -78,70 +75,52 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn the_solo_worker_is_sooner_while_jobs_one_by_one_take_less_than_a_full_batch() {
-        let mut run_times = RunTimes::default();
-        run_times.learn_solo(12 * MS, 1, 2);
-        assert!(!run_times.solo_is_sooner(2, Instant::now()), "no full batch has been timed");
-        run_times.learn_batch(20 * MS, 1, false, Instant::now());
-        assert!(!run_times.solo_is_sooner(2, Instant::now()), "nor by one that was not full");
-        run_times.learn_batch(150 * MS, 8, true, Instant::now());
-        assert!(run_times.solo_is_sooner(12, Instant::now()) && !run_times.solo_is_sooner(13, Instant::now()));
-    }
-
-    #[test]
-    fn a_few_at_a_time_count_by_what_one_of_them_takes_unless_that_is_more_than_by_itself() {
-        let mut run_times = RunTimes::default();
-        run_times.learn_solo(40 * MS, 4, 2);
-        assert_eq!(run_times.wait(1), 20 * MS, "of a worker: twice what it is of all");
-        run_times.learn_batch(150 * MS, 8, true, Instant::now());
-        assert!(
-            run_times.solo_is_sooner(15, Instant::now()) && !run_times.solo_is_sooner(16, Instant::now()),
-            "10 ms each"
-        );
-        run_times.learn_solo(14 * MS, 1, 2);
-        assert!(run_times.solo_is_sooner(15, Instant::now()) && !run_times.solo_is_sooner(16, Instant::now()));
-        (0..40).for_each(|_| run_times.learn_solo(800 * MS, 4, 2));
-        assert!(
-            run_times.solo_is_sooner(10, Instant::now()) && !run_times.solo_is_sooner(11, Instant::now()),
-            "14 ms each"
-        );
-    }
-
-    #[test]
-    fn a_lone_job_is_for_the_solo_worker_also_after_load_has_made_that_look_slow() {
-        let mut run_times = RunTimes::default();
-        run_times.learn_solo(9 * MS, 1, 2);
-        run_times.learn_batch(3 * MS, 1, true, Instant::now());
-        assert!(run_times.solo_is_sooner(1, Instant::now()) && !run_times.solo_is_sooner(2, Instant::now()));
-    }
-
-    #[test]
-    fn a_batch_that_was_held_up_does_not_keep_others_from_being_run() {
-        let mut run_times = RunTimes::default();
-        let now = Instant::now();
-        run_times.learn_solo(2 * MS, 1, 2);
-        run_times.learn_batch(12 * MS, 4, true, now);
-        run_times.learn_batch(60_000 * MS, 4, true, now);
-        assert!(run_times.solo_is_sooner(6, now) && !run_times.solo_is_sooner(7, now), "13.5 ms");
-        let mut run_times = RunTimes { full_batch: None, ..run_times };
-        run_times.learn_batch(60_000 * MS, 4, true, now);
-        assert!(run_times.solo_is_sooner(30, now), "of the only one is not known that it was held up");
-        let later = now + FORGOTTEN_AFTER;
-        assert!(!run_times.solo_is_sooner(30, later), "one is run again");
-        run_times.learn_batch(12 * MS, 4, true, later);
-        assert!(run_times.solo_is_sooner(6, later) && !run_times.solo_is_sooner(7, later), "and counts alone");
-        let much_later = later + FORGOTTEN_AFTER;
-        run_times.learn_batch(60_000 * MS, 4, true, much_later);
-        assert!(!run_times.solo_is_sooner(7, much_later), "it has run for as long as the process was stopped");
-    }
-
-    #[test]
     fn a_turn_costs_what_a_job_costs_a_worker_on_average() {
         let mut run_times = RunTimes::default();
         assert_eq!(run_times.wait(3), Duration::ZERO);
-        run_times.learn_batch(64 * MS, 4, true, Instant::now());
+        run_times.learn_batch(64 * MS, 4, false);
         assert_eq!(run_times.wait(3), 48 * MS);
-        run_times.learn_solo(4 * MS, 1, 2);
+        run_times.learn_lone(4 * MS, 2, false);
         assert_eq!(run_times.wait(1), 15 * MS, "7/8 of 16 ms and 1/8 of 2 × 4 ms");
+    }
+
+    #[test]
+    fn small_batches_are_timed_by_themselves() {
+        let mut run_times = RunTimes::default();
+        run_times.learn_batch(64 * MS, 4, false);
+        assert_eq!(run_times.small(), Duration::ZERO);
+        run_times.learn_batch(16 * MS, 4, true);
+        run_times.learn_batch(24 * MS, 4, true);
+        assert_eq!(run_times.small(), 17 * MS);
+    }
+
+    #[test]
+    fn the_solo_worker_is_sooner_while_jobs_one_by_one_take_less_than_a_small_batch() {
+        let mut run_times = RunTimes::default();
+        run_times.learn_lone(12 * MS, 2, false);
+        assert!(!run_times.solo_is_sooner(2), "no small batch has been timed");
+        run_times.learn_batch(150 * MS, 8, false);
+        assert!(!run_times.solo_is_sooner(2), "nor by a full one");
+        run_times.learn_batch(40 * MS, 4, true);
+        assert!(run_times.solo_is_sooner(3) && !run_times.solo_is_sooner(4));
+    }
+
+    #[test]
+    fn a_small_batch_that_was_held_up_does_not_leave_everything_to_the_solo_worker() {
+        let mut run_times = RunTimes::default();
+        run_times.learn_batch(16 * MS, 4, true);
+        run_times.learn_batch(60_000 * MS, 4, true);
+        assert_eq!(run_times.small(), 18 * MS, "it counts as one of twice the time");
+        let mut run_times = RunTimes::default();
+        run_times.learn_batch(60_000 * MS, 4, true);
+        let mut lone = |others_wait| {
+            run_times.learn_lone(4 * MS, 2, others_wait);
+            run_times.solo_is_sooner(1000)
+        };
+        assert!((0..1000).all(|_| lone(false)), "of the only one is not known that it was held up");
+        assert!((1..FORGOTTEN_AFTER).all(|_| lone(true)) && !lone(true), "one is run again");
+        run_times.learn_batch(60_000 * MS, 4, true);
+        (0..20).for_each(|_| run_times.learn_batch(16 * MS, 4, true));
+        assert!(run_times.small() < 17 * MS, "it is soon as if it had not been");
     }
 }

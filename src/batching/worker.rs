@@ -241,7 +241,7 @@ mod tests {
         let queue = Arc::new(BatchQueue::new(100, QueueMetrics::default(), Arc::default()));
         let rebuild = || Ok(Doubler { gate: None, generation: 2 });
         let model = Doubler { gate, generation: 1 };
-        let worker = Worker::spawn("worker-0".to_owned(), Arc::clone(&queue), Role::Any, model, rebuild).unwrap();
+        let worker = Worker::spawn("worker-0".to_owned(), Arc::clone(&queue), Role::Instance, model, rebuild).unwrap();
         worker.begin(queue.relieve(BatchPolicy::up_to(max_batch_size), 1));
         (queue, worker)
     }
@@ -259,7 +259,7 @@ mod tests {
         let (queue, worker) = start(8, None);
         let model = Doubler { gate: None, generation: 9 };
         let idle =
-            Worker::spawn("idle".to_owned(), Arc::clone(&queue), Role::Any, model, || Err(String::new())).unwrap();
+            Worker::spawn("idle".to_owned(), Arc::clone(&queue), Role::Instance, model, || Err(String::new())).unwrap();
         assert_eq!(push(&queue, 1).blocking_recv().unwrap().unwrap().output, (2, 1));
         let Worker { thread, crew, .. } = idle;
         drop(crew);
@@ -317,7 +317,7 @@ mod tests {
             Err("gone".to_owned())
         };
         let model = Doubler { gate: None, generation: 1 };
-        let worker = Worker::spawn("worker".to_owned(), Arc::clone(&queue), Role::Any, model, rebuild).unwrap();
+        let worker = Worker::spawn("worker".to_owned(), Arc::clone(&queue), Role::Instance, model, rebuild).unwrap();
         worker.begin(queue.relieve(BatchPolicy::up_to(1), 1));
         let failed = push(&queue, 14).blocking_recv().unwrap().unwrap_err();
         assert_eq!(failed, InferenceError::Failed("fourteen".to_owned()));
@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn while_a_worker_rebuilds_its_model_the_others_answer() {
         let queue = Arc::new(BatchQueue::new(100, QueueMetrics::default(), Arc::default()));
-        let crew = queue.relieve(BatchPolicy { solo_max_batch_size: 1, ..BatchPolicy::up_to(8) }, 1);
+        let crew = queue.relieve(BatchPolicy { has_solo: true, ..BatchPolicy::up_to(8) }, 1);
         let (let_go, held) = mpsc::channel::<()>();
         let spawn = |role, generation, rebuild: Box<dyn Fn() -> Result<Doubler, String> + Send>| {
             let model = Doubler { gate: None, generation };
@@ -350,7 +350,7 @@ mod tests {
             Ok(Doubler { gate: None, generation: 3 })
         };
         let _solo = spawn(Role::Solo, 1, Box::new(rebuild_solo));
-        let _other = spawn(Role::Full, 2, Box::new(|| Err("not needed".to_owned())));
+        let _other = spawn(Role::Instance, 2, Box::new(|| Err("not needed".to_owned())));
         assert_eq!(
             push(&queue, 1).blocking_recv().unwrap().unwrap().output,
             (2, 1),

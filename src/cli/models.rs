@@ -42,18 +42,18 @@ fn describe(model: &ModelInfo) -> String {
         }
     }
     for graph in &model.graphs {
-        let solo = graph.solo_threads.zip(graph.solo_max_batch_size).map(|(threads, size)| match size {
-            1 => format!(", {threads} thread(s) for single images"),
-            _ => format!(", {threads} thread(s) for up to {size} images"),
-        });
+        let full = graph.batch_sizes_warmed.last().copied().unwrap_or_default();
+        let small = graph.small_batch_size.filter(|&size| size < full).map(|size| format!(", fewer by {size}"));
+        let solo = graph.solo_threads.map(|threads| format!(", {threads} thread(s) for single images"));
         text += &format!(
-            "  {:<10} {} {}, {} instance(s) of {} thread(s), batches up to {}{}; {}\n",
+            "  {:<10} {} {}, {} instance(s) of {} thread(s), batches up to {}{}{}; {}\n",
             graph.stored.file.rsplit('/').next().unwrap_or_default().trim_end_matches(".onnx"),
             graph.provider.name(),
             graph.precision.name(),
             graph.instances,
             graph.threads,
-            graph.batch_sizes_warmed.last().copied().unwrap_or_default(),
+            full,
+            small.unwrap_or_default(),
             solo.unwrap_or_default(),
             graph.provider_reason,
         );

@@ -101,16 +101,16 @@ pub const KEYS: &[Key] = &[
         "Inference threads per instance; by default the usable cores divided by the instances.",
     ),
     model_key(
+        "small_batch_size",
+        "N",
+        "",
+        "Images that an instance runs at a time, in a session for so many, where they are too few for max_batch_size (not on a GPU); by default any, with solo_threads 1, or what tuning finds better.",
+    ),
+    model_key(
         "solo_threads",
         "N",
         "",
-        "Threads of the solo session, a further one for single items and for what is too few for a batch; by default none, or what tuning finds better.",
-    ),
-    model_key(
-        "solo_max_batch_size",
-        "N",
-        "",
-        "Largest batch of the solo session; by default 1, or what tuning finds better.",
+        "Threads of the solo session, a further one for single images while no instance runs; by default none, or what tuning finds better.",
     ),
     model_key(
         "tune",

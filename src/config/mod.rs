@@ -77,8 +77,8 @@ pub struct ModelSettings {
     pub threads: Option<usize>,
     /// Threads of a further session for single items; `None`: the server chooses whether there is one.
     pub solo_threads: Option<usize>,
-    /// Most items that it takes at a time; `None`: the server chooses.
-    pub solo_max_batch_size: Option<usize>,
+    /// Items that an instance runs at a time where they are too few for a full batch; `None`: the server chooses.
+    pub small_batch_size: Option<usize>,
     /// What tuning optimises where a setting is left open, and within which bounds.
     pub tuning: TuningSettings,
 }
@@ -261,7 +261,7 @@ impl ModelSettings {
             instances: reader.optional_at_least_one("instances"),
             threads: reader.optional_at_least_one("threads"),
             solo_threads: reader.optional_at_least_one("solo_threads"),
-            solo_max_batch_size: reader.optional_at_least_one("solo_max_batch_size"),
+            small_batch_size: reader.optional_at_least_one("small_batch_size"),
             tuning: TuningSettings {
                 objective: reader.parsed("tune", |text| match text {
                     "off" => Ok(None),

@@ -206,7 +206,7 @@ impl OpenedWay {
         };
         let opener = &encoder.engine.opener;
         let plan = way.plan(wanted.iter().copied().max().unwrap_or(1));
-        let serve = Use::of(&plan, Role::Any);
+        let serve = Use::of(&plan, Role::Instance);
         let open = |sizes| opener.open(&plan, &Use { sizes, ..serve });
         let opened = if way.provider.is_on_cpu() && opener.can_fix_batch_size() {
             // As they are opened to serve.

@@ -167,7 +167,7 @@ impl Way {
 
     pub(super) fn plan(self, max_batch_size: usize) -> Plan {
         let Self { provider, precision, instances, threads } = self;
-        Plan { provider, precision, instances, threads, max_batch_size, solo: None }
+        Plan { provider, precision, instances, threads, max_batch_size, small_batch_size: None, solo_threads: None }
     }
 }
 

@@ -128,7 +128,7 @@ fn open<B: Binding>(
 ) -> Result<(Vec<Vec<f32>>, Contender<B>), LoadError> {
     // As they would be opened to serve, if it is for one size alone.
     let sizes = if plan.max_batch_size == 1 { BatchSizes::Only(1) } else { BatchSizes::First(1) };
-    let mut sessions = opener.open(plan, &Use { sizes, ..Use::of(plan, Role::Any) })?;
+    let mut sessions = opener.open(plan, &Use { sizes, ..Use::of(plan, Role::Instance) })?;
     let (mut answers, mut sizes) = (Vec::new(), Vec::new());
     if let Some(session) = sessions.first_mut() {
         sizes = session.model.batch_sizes(batch_sizes(plan.max_batch_size));

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::first::First;
 use super::graph_files::int8_of;
 use super::graph_model::{Binding, GraphModel};
-use super::opener::{Files, Opener, Use, Warmed};
+use super::opener::{Files, Opener, Warmed};
 use super::plan::Plan;
 use super::stored_graph::StoredGraph;
 use super::tuner::Found;
@@ -47,12 +47,12 @@ pub struct GraphInfo {
     pub instances: usize,
     /// Inference threads per instance.
     pub threads: usize,
-    /// Threads of a further session that runs lone images, and what is too few for a batch, while half of the others are idle.
+    /// Images that an instance runs at a time where they are too few for a full batch, if it has a session for so many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub small_batch_size: Option<usize>,
+    /// Threads of a further session, which runs lone images while no instance runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub solo_threads: Option<usize>,
-    /// Most images that it takes at a time.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub solo_max_batch_size: Option<usize>,
     /// What was measured to choose all this, where it was left open.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tuning: Option<Tuning>,
@@ -149,8 +149,8 @@ impl<B: Binding> Engine<B> {
             precision: plan.precision,
             instances: plan.instances,
             threads: plan.threads,
-            solo_threads: plan.solo.map(|solo| solo.threads),
-            solo_max_batch_size: plan.solo.map(|solo| solo.max_batch_size),
+            small_batch_size: plan.small_batch_size,
+            solo_threads: plan.solo_threads,
             tuning: None,
             batch_sizes_warmed: Vec::new(),
         };
@@ -181,24 +181,24 @@ impl<B: Binding> Engine<B> {
         let (nodes, nodes_on_cpu) = first.model.graph.node_counts();
         let mut policy = self.settings.batch_policy;
         policy.max_batch_size = first.batch_sizes.last().copied().unwrap_or(1);
-        let of_solo = sessions.get(plan.instances).and_then(|solo| solo.batch_sizes.last().copied());
-        let solo_max_batch_size = of_solo.zip(plan.solo).map(|(largest, solo)| largest.min(solo.max_batch_size));
-        policy.solo_max_batch_size = solo_max_batch_size.unwrap_or(0);
+        let small = plan.small_batch_size.filter(|_| self.opener.can_fix_batch_size());
+        policy.small_batch_size = small.map(|size| size.min(policy.max_batch_size));
+        policy.has_solo = plan.solo_threads.is_some();
         let mut batch_sizes_warmed: Vec<usize> =
             sessions.iter().flat_map(|session| session.batch_sizes.iter().copied()).collect();
         batch_sizes_warmed.sort_unstable();
         batch_sizes_warmed.dedup();
         let mut workers = Vec::with_capacity(sessions.len());
         for (instance, Warmed { model, .. }) in sessions.into_iter().enumerate() {
-            let (role, name) = match plan.role() {
-                Role::Full if instance == plan.instances => (Role::Solo, "solo".to_owned()),
-                role => (role, instance.to_string()),
+            let (role, name) = match plan.solo_threads {
+                Some(_) if instance == plan.instances => (Role::Solo, "solo".to_owned()),
+                _ => (Role::Instance, instance.to_string()),
             };
             let opener = self.opener.clone();
             let rebuild = move || {
                 let reopened = match role {
-                    Role::Solo => opener.open_solo(&plan, None).map(|session| vec![session]),
-                    Role::Any | Role::Full => opener.open(&plan, &Use { count: 1, ..Use::of(&plan, role) }),
+                    Role::Solo => opener.open_solo(&plan).map(|session| vec![session]),
+                    Role::Instance => opener.open_instances(&Plan { instances: 1, ..plan }),
                 };
                 let session = reopened.map_err(|error| error.to_string())?.pop();
                 session.map(|session| session.model).ok_or_else(|| "no session was opened".to_owned())
@@ -219,9 +219,9 @@ impl<B: Binding> Engine<B> {
             precision = plan.precision.name(),
             instances = plan.instances,
             threads = plan.threads,
-            solo_threads = plan.solo.map(|solo| solo.threads),
             max_batch_size = policy.max_batch_size,
-            solo_max_batch_size,
+            small_batch_size = policy.small_batch_size,
+            solo_threads = plan.solo_threads,
             nodes_on_cpu,
             "graph is warm"
         );
@@ -243,8 +243,8 @@ impl<B: Binding> Engine<B> {
             precision: plan.precision,
             instances: plan.instances,
             threads: plan.threads,
-            solo_threads: plan.solo.map(|solo| solo.threads),
-            solo_max_batch_size,
+            small_batch_size: policy.small_batch_size,
+            solo_threads: plan.solo_threads,
             tuning,
             batch_sizes_warmed,
         };
@@ -293,6 +293,17 @@ impl<B: Binding> Engine<B> {
     /// Puts an item into the queue. Once it is there, `reply` closes unanswered only if the worker is lost.
     pub(super) fn submit(&self, item: B::Item, ticket: Ticket, reply: Reply) -> Result<(), InferenceError> {
         self.queue.push(Job { input: item, deadline: ticket.deadline, reply, permit: ticket.permit })
+    }
+
+    /// The same for one that has been announced.
+    pub(super) fn submit_announced(
+        &self,
+        announcement: Announcement<GraphModel<B>>,
+        item: B::Item,
+        ticket: Ticket,
+        reply: Reply,
+    ) -> Result<(), InferenceError> {
+        announcement.come(Job { input: item, deadline: ticket.deadline, reply, permit: ticket.permit })
     }
 
     /// Puts an item of the engine's own before those that wait, however many they are.
@@ -377,11 +388,10 @@ impl Pending {
 
 /// Opens the sessions of a plan's workers, the solo one's last.
 pub(super) fn open_crew<B: Binding>(opener: &Opener<B>, plan: &Plan) -> Result<Vec<Warmed<B>>, LoadError> {
-    let mut sessions = opener.open(plan, &Use::of(plan, plan.role()))?;
-    // What opening needed is not kept while the next one is opened.
-    give_back_freed_memory();
-    if plan.solo.is_some() {
-        sessions.push(opener.open_solo(plan, None)?);
+    let mut sessions = opener.open_instances(plan)?;
+    if plan.solo_threads.is_some() {
+        give_back_freed_memory();
+        sessions.push(opener.open_solo(plan)?);
     }
     Ok(sessions)
 }

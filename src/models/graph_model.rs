@@ -40,8 +40,16 @@ pub(super) struct GraphModel<B: Binding> {
     pub(super) graph: Graph,
     pub(super) binding: B,
     pub(super) output: String,
-    /// Another session for lone items, beside one whose batches are filled up or whose number of items is open.
-    pub(super) lone: Option<Box<Self>>,
+    /// Another session for fewer items, beside one that takes as long for them as for a full batch.
+    pub(super) small: Option<Small<B>>,
+}
+
+/// A session for small batches.
+#[derive(Clone)]
+pub(super) struct Small<B: Binding> {
+    /// Most items in one.
+    pub(super) batch_size: usize,
+    pub(super) model: Box<GraphModel<B>>,
 }
 
 impl<B: Binding> Model for GraphModel<B> {
@@ -64,16 +72,16 @@ impl<B: Binding> Model for GraphModel<B> {
 
 impl<B: Binding> GraphModel<B> {
     pub(super) fn rows(&mut self, batch: &[B::Item]) -> Result<Array2<f32>, RuntimeError> {
-        if let (Some(lone), [_]) = (&mut self.lone, batch) {
-            return lone.rows(batch);
+        if let Some(small) = self.small.as_mut().filter(|small| batch.len() <= small.batch_size) {
+            return small.model.rows(batch);
         }
         self.graph.run(&self.binding.stack(batch), &self.output)
     }
 
     /// The batch sizes `wanted`, or those that there can be.
     pub(super) fn batch_sizes(&self, wanted: Vec<usize>) -> Vec<usize> {
-        let lone = self.lone.iter().map(|_| 1);
-        self.binding.fixed_batch_size().map_or(wanted, |size| lone.chain([size]).collect())
+        let small = self.small.iter().map(|small| small.batch_size);
+        self.binding.fixed_batch_size().map_or(wanted, |size| small.chain([size]).collect())
     }
 
     /// Runs a batch of `size` samples, and checks that it gives as many answers. Returns the length of one.

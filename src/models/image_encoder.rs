@@ -92,8 +92,7 @@ impl ImageEncoder {
             decode_duration.observe(decode.as_secs_f64());
             // The body's memory is given back before the wait in the queue.
             drop(image);
-            drop(announcement);
-            engine.submit(prepared, ticket, reply)?;
+            engine.submit_announced(announcement, prepared, ticket, reply)?;
             Ok::<_, PredictError>(decode)
         };
         let preparing = pool.run(prepare);

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::graph_model::{Binding, GraphModel};
-use super::plan::{Plan, Solo, first_plan};
+use super::graph_model::{Binding, GraphModel, Small};
+use super::plan::{Plan, first_plan};
 use super::{LoadContext, LoadError};
 use crate::batching::Role;
 use crate::config::ModelSettings;
@@ -79,8 +79,6 @@ pub(super) enum BatchSizes {
     Only(usize),
     /// All up to this.
     UpTo(usize),
-    /// The same without one, for which there is another session.
-    Several(usize),
     /// It will be given any, and runs just this one first.
     First(usize),
 }
@@ -90,7 +88,6 @@ impl BatchSizes {
         match self {
             Self::Only(size) | Self::First(size) => vec![size],
             Self::UpTo(largest) => (1..=largest).collect(),
-            Self::Several(largest) => (2..=largest).collect(),
         }
     }
 }
@@ -99,16 +96,13 @@ impl Use {
     /// That of the workers of a role in `plan`.
     pub(super) fn of(plan: &Plan, role: Role) -> Self {
         match role {
-            Role::Any if plan.max_batch_size > 1 => {
-                Self { sizes: BatchSizes::UpTo(plan.max_batch_size), ..Self::of(plan, Role::Full) }
-            }
-            Role::Any => Self::of(plan, Role::Full),
-            Role::Full => {
-                let sizes = BatchSizes::Only(plan.max_batch_size);
-                Self { count: plan.instances, threads: plan.threads, sizes }
+            Role::Instance => {
+                let is_full_or_small = plan.small_batch_size.is_some() || plan.max_batch_size == 1;
+                let sizes = if is_full_or_small { BatchSizes::Only } else { BatchSizes::UpTo };
+                Self { count: plan.instances, threads: plan.threads, sizes: sizes(plan.max_batch_size) }
             }
             Role::Solo => {
-                let threads = plan.solo.map_or(plan.threads, |solo| solo.threads);
+                let threads = plan.solo_threads.unwrap_or(plan.threads);
                 Self { count: 1, threads, sizes: BatchSizes::Only(1) }
             }
         }
@@ -123,7 +117,7 @@ impl<B: Binding> Opener<B> {
         if !provider.is_on_cpu() || !self.can_fix_batch_size() {
             return plan;
         }
-        Plan { max_batch_size: 1, solo: plan.solo.map(|solo| Solo { max_batch_size: 1, ..solo }), ..plan }
+        Plan { max_batch_size: 1, small_batch_size: None, ..plan }
     }
 
     /// The precision that was named, or those that are worth measuring on `provider`.
@@ -149,28 +143,27 @@ impl<B: Binding> Opener<B> {
         })
     }
 
-    /// Opens the solo worker's session: for lone items, where it is not `lone` already, and for a few at a time another beside it,
-    /// which leaves their number open if it can (ViT-B/16 and CLIP take 3 to 9 % longer for one item in such a session). One for both where the
-    /// batch size cannot be fixed.
-    pub(super) fn open_solo(&self, plan: &Plan, lone: Option<Warmed<B>>) -> Result<Warmed<B>, LoadError> {
-        let open = |sizes| {
-            let mut sessions = self.open(plan, &Use { sizes, ..Use::of(plan, Role::Solo) })?;
-            // What opening needed is not kept while the next one is opened.
-            give_back_freed_memory();
-            sessions.pop().ok_or_else(|| LoadError::System("no session was opened".to_owned()))
-        };
-        let few = plan.solo.map_or(1, |solo| solo.max_batch_size);
-        if few > 1 && !self.can_fix_batch_size() {
-            return open(BatchSizes::UpTo(few));
+    /// Opens the sessions of a plan's instances: for full batches, and where smaller ones would take as long, others beside them for small
+    /// ones. Each is opened for the one size that it will be given (ViT-B/16 and CLIP take 3 to 9 % longer where the size is open).
+    pub(super) fn open_instances(&self, plan: &Plan) -> Result<Vec<Warmed<B>>, LoadError> {
+        let full = Use::of(plan, Role::Instance);
+        let small = plan.small_batch_size.filter(|&size| size < plan.max_batch_size && self.can_fix_batch_size());
+        let Some(batch_size) = small else { return self.open(plan, &full) };
+        let small = self.open(plan, &Use { sizes: BatchSizes::Only(batch_size), ..full })?;
+        // What opening needed is not kept while the next one is opened.
+        give_back_freed_memory();
+        let mut sessions = self.open(plan, &full)?;
+        for (session, small) in sessions.iter_mut().zip(small) {
+            session.model.small = Some(Small { batch_size, model: Box::new(small.model) });
+            session.batch_sizes.splice(..0, small.batch_sizes);
         }
-        let lone = lone.map_or_else(|| open(BatchSizes::Only(1)), Ok)?;
-        if few == 1 {
-            return Ok(lone);
-        }
-        let mut session = open(BatchSizes::Several(few))?;
-        session.model.lone = Some(Box::new(lone.model));
-        session.batch_sizes.splice(..0, lone.batch_sizes);
-        Ok(session)
+        Ok(sessions)
+    }
+
+    /// Opens the solo worker's session.
+    pub(super) fn open_solo(&self, plan: &Plan) -> Result<Warmed<B>, LoadError> {
+        let session = self.open(plan, &Use::of(plan, Role::Solo))?.pop();
+        session.ok_or_else(|| LoadError::System("no session was opened".to_owned()))
     }
 
     fn open_here(&self, plan: &Plan, wanted: &Use) -> Result<Vec<Warmed<B>>, LoadError> {
@@ -178,7 +171,7 @@ impl<B: Binding> Opener<B> {
         // Convolutions are planned anew whenever the batch's size is another than before, which takes many times as long as running
         // them: two sessions of one size each do better than one of all.
         let filled = match wanted.sizes {
-            BatchSizes::UpTo(size) | BatchSizes::Several(size) if self.are_all_alike(plan) => Some(size),
+            BatchSizes::UpTo(size) if self.are_all_alike(plan) => Some(size),
             _ => None,
         };
         let are_shares = wanted.count > 1 && SessionOptions::shares_sessions(plan.provider, wanted.threads);
@@ -190,9 +183,8 @@ impl<B: Binding> Opener<B> {
                 && (self.can_fix_batch_size() || model.binding.fixed_batch_size().is_none())
             {
                 model.binding = model.binding.filled_up_to(size);
-                if matches!(wanted.sizes, BatchSizes::UpTo(_)) {
-                    model.lone = Some(Box::new(self.open_for(plan, wanted, runs, BatchSizes::Only(1))?));
-                }
+                let lone = self.open_for(plan, wanted, runs, BatchSizes::Only(1))?;
+                model.small = Some(Small { batch_size: 1, model: Box::new(lone) });
             }
             warmed.append(&mut self.warm(&mut vec![model; runs], wanted)?);
         }
@@ -218,7 +210,7 @@ impl<B: Binding> Opener<B> {
     ) -> Result<GraphModel<B>, LoadError> {
         let (only, all_alike) = match sizes {
             BatchSizes::Only(size) => (Some(size), self.are_all_alike(plan)),
-            BatchSizes::UpTo(_) | BatchSizes::Several(_) | BatchSizes::First(_) => (None, false),
+            BatchSizes::UpTo(_) | BatchSizes::First(_) => (None, false),
         };
         let mut ways = Vec::new();
         let dimensions = self.dimensions(only);
@@ -250,7 +242,7 @@ impl<B: Binding> Opener<B> {
         let graph = Graph::open(&self.context.runtime, file, options)?;
         let binding = self.bind(graph.inputs(), file)?.pinned(graph.pinning());
         let output = self.find_output(&graph, file)?;
-        Ok(GraphModel { graph, binding, output, lone: None })
+        Ok(GraphModel { graph, binding, output, small: None })
     }
 
     /// Runs each batch size in all of `models` at once: where they share a session, each run then meets another thread of it.

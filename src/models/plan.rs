@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use super::LoadContext;
-use crate::batching::Role;
 use crate::config::ModelSettings;
 use crate::runtime::{ExecutionProvider, Precision};
 
@@ -17,22 +16,10 @@ pub(super) struct Plan {
     /// Inference threads per instance.
     pub(super) threads: usize,
     pub(super) max_batch_size: usize,
-    /// A further session, which runs lone items and what is too few for a batch, while half of the others are idle.
-    pub(super) solo: Option<Solo>,
-}
-
-/// The session of a solo worker, or two: one for lone items, and one for a few at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Solo {
-    pub(super) threads: usize,
-    pub(super) max_batch_size: usize,
-}
-
-impl Plan {
-    /// Which jobs its workers take, a solo one apart.
-    pub(super) fn role(&self) -> Role {
-        if self.solo.is_some() { Role::Full } else { Role::Any }
-    }
+    /// Items that an instance runs at a time where there are too few for the largest batch; `None`: as many as there are. On the CPU alone.
+    pub(super) small_batch_size: Option<usize>,
+    /// Threads of a further session, which runs lone items while no instance runs.
+    pub(super) solo_threads: Option<usize>,
 }
 
 /// The plan that measuring starts from on `provider`: the reference's arithmetic where a request for another does not say
@@ -45,11 +32,18 @@ pub(super) fn first_plan(settings: &ModelSettings, provider: ExecutionProvider) 
         instances,
         threads: settings.threads_for(instances),
         max_batch_size: settings.batch_policy.max_batch_size,
-        solo: settings.solo_threads.map(|threads| Solo {
-            threads,
-            max_batch_size: settings.solo_max_batch_size.unwrap_or(1).min(settings.batch_policy.max_batch_size),
-        }),
+        small_batch_size: small_batch_size(settings, provider, settings.solo_threads.map(|_| 1)),
+        solo_threads: settings.solo_threads,
     }
+}
+
+/// The size that the settings ask for, or else this one; on a GPU none, where a batch of a few costs hardly more than one.
+pub(super) fn small_batch_size(
+    settings: &ModelSettings,
+    provider: ExecutionProvider,
+    otherwise: Option<usize>,
+) -> Option<usize> {
+    settings.small_batch_size.or(otherwise).filter(|_| provider.is_on_cpu())
 }
 
 /// The provider that was named, or those that `auto` tries, in the order in which they usually turn out. TensorRT is not

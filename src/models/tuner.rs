@@ -7,8 +7,8 @@ use super::LoadError;
 use super::contest::{BUDGET, HOPELESS, Measured, Trial};
 use super::engine::{Engine, open_crew};
 use super::graph_model::Binding;
-use super::opener::{Opener, Use, Warmed};
-use super::plan::{Plan, Solo, first_plan, providers};
+use super::opener::{Opener, Warmed};
+use super::plan::{Plan, first_plan, providers, small_batch_size};
 use super::probe::Probe;
 use super::timing::batch_sizes;
 use super::trial;
@@ -54,12 +54,10 @@ impl<B: Binding> Opener<B> {
     /// The plan that measurements speak for, under these settings.
     pub(super) fn choose(&self, settings: &ModelSettings, candidates: &[Candidate]) -> Option<Plan> {
         let plan = choose(candidates, settings.tuning.objective?, self.latitude(settings))?;
-        let asked = settings.solo_threads.map(|threads| Solo { threads, max_batch_size: 1 });
-        let solo = asked.or(plan.solo).map(|solo| {
-            let max_batch_size = settings.solo_max_batch_size.unwrap_or(solo.max_batch_size);
-            Solo { max_batch_size: max_batch_size.min(plan.max_batch_size), ..solo }
-        });
-        Some(Plan { solo, ..plan })
+        let solo_threads = settings.solo_threads.or(plan.solo_threads);
+        let otherwise = plan.small_batch_size.or(solo_threads.map(|_| 1));
+        let small_batch_size = small_batch_size(settings, plan.provider, otherwise);
+        Some(Plan { small_batch_size, solo_threads, ..plan })
     }
 
     /// What a choice may make of lone items.
@@ -198,7 +196,7 @@ impl<B: Binding> Tuner<'_, B> {
     fn measure_arithmetics(&mut self) {
         let Engine { opener, settings, .. } = self.engine;
         for provider in providers(&opener.context, settings) {
-            let mut first = Plan { solo: None, ..first_plan(settings, provider) };
+            let mut first = Plan { small_batch_size: None, solo_threads: None, ..first_plan(settings, provider) };
             if provider.is_on_cpu() {
                 first.max_batch_size = 1;
             }
@@ -261,7 +259,8 @@ impl<B: Binding> Tuner<'_, B> {
             instances,
             threads: usable_cores() / instances,
             max_batch_size: settings.batch_policy.max_batch_size.min(LIKELY_BATCH).min(LIKELY_COMPANY / instances),
-            solo: Some(Solo { threads: lone.threads, max_batch_size: 1 }),
+            small_batch_size: small_batch_size(settings, lone.provider, Some(1)),
+            solo_threads: Some(lone.threads),
             ..*lone
         };
         let reason = "auto: likely, until batches have been measured".to_owned();
@@ -271,10 +270,10 @@ impl<B: Binding> Tuner<'_, B> {
         }
     }
 
-    /// Opens the plan's sessions for batches, and the solo worker's beside its `lone` one, and goes over to them.
+    /// Opens the sessions of the plan's instances, and goes over to them with `lone` as the solo worker's.
     fn run_beside(&self, lone: Warmed<B>, plan: Plan, reason: String, tuning: Option<Tuning>) -> Result<(), LoadError> {
-        let mut sessions = self.engine.opener.open(&plan, &Use::of(&plan, plan.role()))?;
-        sessions.push(self.engine.opener.open_solo(&plan, Some(lone))?);
+        let mut sessions = self.engine.opener.open_instances(&plan)?;
+        sessions.push(lone);
         self.engine.run(plan, sessions, reason, tuning)
     }
 
@@ -402,15 +401,15 @@ impl<B: Binding> Tuner<'_, B> {
         if let Some((alone, session)) = lone.as_ref().filter(|(alone, _)| *alone != self.engine.plan()) {
             go_on_with(*alone, session)?;
         }
-        let Some(Solo { threads, .. }) = plan.solo else {
+        let Some(threads) = plan.solo_threads else {
             return self.engine.run(plan, open_crew(opener, &plan)?, reason, Some(tuning));
         };
-        let alone = Plan { instances: 1, threads, max_batch_size: 1, solo: None, ..plan };
+        let alone =
+            Plan { instances: 1, threads, max_batch_size: 1, small_batch_size: None, solo_threads: None, ..plan };
         let session = match lone.filter(|(lone, _)| *lone == alone) {
             Some((_, session)) => session,
             None => {
-                let for_one = Plan { solo: Some(Solo { threads, max_batch_size: 1 }), ..plan };
-                let session = opener.open_solo(&for_one, None)?;
+                let session = opener.open_solo(&plan)?;
                 go_on_with(alone, &session)?;
                 session
             }

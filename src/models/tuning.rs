@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::plan::{Plan, Solo};
+use super::plan::Plan;
 use crate::config::{Objective, TuningSettings};
 use crate::runtime::{ExecutionProvider, Precision};
 
@@ -58,7 +58,7 @@ impl Candidate {
     /// As it was measured, up to this batch size.
     pub(super) fn plan(&self, max_batch_size: usize) -> Plan {
         let Self { provider, precision, instances, threads, .. } = *self;
-        Plan { provider, precision, instances, threads, max_batch_size, solo: None }
+        Plan { provider, precision, instances, threads, max_batch_size, small_batch_size: None, solo_threads: None }
     }
 
     /// The time of a run of the smallest batch, in milliseconds.
@@ -74,13 +74,6 @@ impl Candidate {
         same.map(|(mine, theirs)| theirs.run_ms / mine.run_ms).fold(0.0, f64::max)
     }
 
-    /// How many times as many items a second it runs a few at a time, up to `most`, as one by one.
-    fn gain_of_few(&self, most: usize) -> f64 {
-        let few = self.speeds.iter().take_while(|speed| speed.batch_size <= most);
-        let one_by_one = self.speeds.first().map_or(f64::INFINITY, |speed| speed.per_second);
-        few.map(|speed| speed.per_second / one_by_one).fold(0.0, f64::max)
-    }
-
     /// Most items per second at any batch size.
     pub(super) fn best_per_second(&self) -> f64 {
         best_per_second(&self.speeds)
@@ -89,7 +82,7 @@ impl Candidate {
     /// The same, or items per second at the batch size that would be served, where its batches are seldom likely to fill.
     fn likely_per_second(&self) -> f64 {
         let fills = self.speeds.iter().all(|speed| self.scarcity(speed) == 0.0);
-        let served = if fills { None } else { smallest_batch(self, LARGE_BATCH_GAIN) };
+        let served = if fills { None } else { smallest_batch(self) };
         served.map_or_else(|| self.best_per_second(), |speed| speed.per_second)
     }
 
@@ -109,8 +102,8 @@ pub(super) fn best_per_second(speeds: &[Speed]) -> f64 {
 const NOISE: f64 = 0.03;
 
 /// To be worth its place, a larger batch has to do more than what is [`NOISE`], and by so much more for each millisecond that it
-/// runs: who comes meanwhile waits for all of it. Small, because few images do not wait for batches, see
-/// [`crate::batching::Role::Solo`].
+/// runs: who comes meanwhile waits for all of it. Small, because few images do not wait for full
+/// batches, see [`crate::batching::BatchPolicy::small_batch_size`].
 const GAIN_PER_MS: f64 = 0.000_05;
 
 /// Images in a batch that are likely to be found best, or nearly so.
@@ -118,7 +111,7 @@ pub(super) const LIKELY_BATCH: usize = 4;
 
 /// What a batch larger than [`LIKELY_BATCH`] has to do more than that instead of [`NOISE`]. It takes more memory, and needs more company: at 8
 /// connections, batches of eight did 0.83 (EfficientNet-Lite0) and 0.74 (ResNet-50) of what batches of four did, which at 32 did as
-/// much but for 1 to 3 %. Where the solo session takes a few at a time, 8 connections do not wait for them, and [`NOISE`] is enough.
+/// much but for 1 to 3 %.
 const LARGE_BATCH_GAIN: f64 = 0.05;
 
 /// Images that are likely to be in work at once, however large the machine: so many fill two sessions with batches of eight.
@@ -148,9 +141,9 @@ const CONTENTION: f64 = 0.12;
 /// A session of its own for lone items has to be this much faster with them to be worth its memory.
 const SOLO_GAIN: f64 = 0.1;
 
-/// One for a few at a time, with all cores, has to do this much more than lone items. On two cores of an EPYC, tuning saw 1.18 to 1.29 for CLIP, which
-/// did 1.18 times as much with 8 connections, and 1.08 to 1.18 for ResNet-50, which did 1.03 times as much.
-const FEW_GAIN: f64 = 0.15;
+/// Small batches are the smallest that do at least this part of what full ones do: at seven tenths of the load that full ones can take,
+/// what comes is hardly ever enough for one, and who waits for it to fill waits for long.
+const SMALL_BATCH_SHARE: f64 = 0.6;
 
 /// So many of the smallest batches are run with nothing beside them too.
 pub(super) const FEW: usize = 2;
@@ -197,13 +190,14 @@ pub(super) fn choose(candidates: &[Candidate], objective: Objective, latitude: L
     let solo = wider.filter(|_| may_solo).max_by(|a, b| a.gain_with_few(best).total_cmp(&b.gain_with_few(best)));
     let gains = |solo: &&Candidate| solo.gain_with_few(best) > 1.0 + SOLO_GAIN - expected_gain(best.precision);
     let solo = solo.filter(gains);
-    let takes_few = |solo: &Candidate, most| solo.gain_of_few(most) > 1.0 + FEW_GAIN;
-    let large_gain = if solo.is_some_and(|solo| takes_few(solo, LIKELY_BATCH)) { NOISE } else { LARGE_BATCH_GAIN };
-    let plan = best.plan(smallest_batch(best, large_gain)?.batch_size);
-    let few = plan.max_batch_size.min(LIKELY_BATCH);
-    let solo =
-        solo.map(|solo| Solo { threads: solo.threads, max_batch_size: if takes_few(solo, few) { few } else { 1 } });
-    Some(Plan { solo, ..plan })
+    let full = smallest_batch(best)?;
+    let does_enough = |speed: &&Speed| speed.per_second >= full.per_second * SMALL_BATCH_SHARE;
+    let small = best.speeds.iter().find(does_enough).map(|speed| speed.batch_size);
+    Some(Plan {
+        small_batch_size: small.filter(|_| solo.is_some()),
+        solo_threads: solo.map(|solo| solo.threads),
+        ..best.plan(full.batch_size)
+    })
 }
 
 /// See [`EXPECTED_GAIN`].
@@ -211,8 +205,8 @@ fn expected_gain(precision: Precision) -> f64 {
     if precision == Precision::F32 { 0.0 } else { EXPECTED_GAIN }
 }
 
-/// The smallest batch than which no larger one does enough more, or is expected to; one that is larger than [`LIKELY_BATCH`] by `large_gain`.
-fn smallest_batch(candidate: &Candidate, large_gain: f64) -> Option<Speed> {
+/// The smallest batch than which no larger one does enough more, or is expected to.
+fn smallest_batch(candidate: &Candidate) -> Option<Speed> {
     let Candidate { speeds, precision, .. } = candidate;
     let pays = |large: &Speed, small: &Speed| {
         let scarcer = candidate.scarcity(large) - candidate.scarcity(small);
@@ -221,7 +215,7 @@ fn smallest_batch(candidate: &Candidate, large_gain: f64) -> Option<Speed> {
         } else if large.batch_size <= LIKELY_BATCH {
             NOISE - expected_gain(*precision)
         } else if small.batch_size >= LIKELY_BATCH {
-            large_gain
+            LARGE_BATCH_GAIN
         } else {
             NOISE
         };
@@ -279,7 +273,8 @@ mod tests {
             instances,
             threads: 1,
             max_batch_size: 8,
-            solo: None,
+            small_batch_size: None,
+            solo_threads: None,
         };
         Candidate { speeds: speeds.iter().map(speed).collect(), ..Candidate::of(&plan) }
     }
@@ -308,8 +303,7 @@ mod tests {
 
     #[test]
     fn a_larger_batch_has_to_pay_the_more_the_longer_it_runs() {
-        let batch =
-            |speeds: &[(usize, f64, f64)]| smallest_batch(&candidate(1, speeds), LARGE_BATCH_GAIN).unwrap().batch_size;
+        let batch = |speeds: &[(usize, f64, f64)]| smallest_batch(&candidate(1, speeds)).unwrap().batch_size;
         assert_eq!(batch(&[(1, 100.0, 10.0), (2, 101.0, 20.0)]), 1);
         assert_eq!(batch(&[(1, 100.0, 10.0), (2, 104.0, 19.0)]), 2);
         assert_eq!(batch(&[(1, 100.0, 10.0), (2, 104.0, 500.0)]), 1);
@@ -341,9 +335,7 @@ mod tests {
     #[test]
     fn in_half_precision_it_takes_more_than_noise_to_leave_a_batch_of_a_few() {
         let batch = |speeds: &[(usize, f64, f64)]| {
-            smallest_batch(&Candidate { precision: Precision::Bf16, ..candidate(1, speeds) }, LARGE_BATCH_GAIN)
-                .unwrap()
-                .batch_size
+            smallest_batch(&Candidate { precision: Precision::Bf16, ..candidate(1, speeds) }).unwrap().batch_size
         };
         // As measured with decoding beside on two cores of a Xeon with AMX.
         let lite0 = [(1, 387.0, 4.3), (2, 423.0, 6.9), (4, 415.0, 14.0), (8, 412.0, 29.0)];
@@ -383,7 +375,7 @@ mod tests {
         let narrow = candidate(2, &[(1, 97.0, 20.0), (2, 98.0, 41.0)]);
         let choice = |candidates: &[Candidate]| {
             let plan = choose(candidates, Objective::Throughput, Latitude::SoloSession).unwrap();
-            (plan.instances, plan.max_batch_size, plan.solo.map(|solo| solo.threads))
+            (plan.instances, plan.max_batch_size, plan.solo_threads)
         };
         assert_eq!(choice(&[wide.clone(), narrow.clone()]), (2, 1, Some(2)), "equal but for what contention takes");
         assert_eq!(choice(std::slice::from_ref(&wide)), (1, 1, None), "it is its own");
@@ -417,26 +409,26 @@ mod tests {
     }
 
     #[test]
-    fn a_few_at_a_time_have_all_cores_where_that_does_clearly_more() {
-        let few = |wide: &[(usize, f64, f64)], narrow: &[(usize, f64, f64)]| {
-            let all = [with_threads(2, candidate(1, wide)), candidate(2, narrow)];
-            choose(&all, Objective::Throughput, Latitude::SoloSession).unwrap().solo.unwrap().max_batch_size
+    fn small_batches_are_the_smallest_that_do_most_of_what_full_ones_do() {
+        let small = |narrow: &[(usize, f64, f64)]| {
+            let wide = [(1, narrow[0].1, narrow[0].2 / 2.0)];
+            let all = [with_threads(2, candidate(1, &wide)), candidate(2, narrow)];
+            let plan = choose(&all, Objective::Throughput, Latitude::SoloSession).unwrap();
+            (plan.small_batch_size, plan.max_batch_size)
         };
-        let large = |wide: &[(usize, f64, f64)]| {
-            let narrow = [(1, 71.0, 24.7), (4, 97.5, 81.6), (8, 102.0, 153.4)];
-            let all = [with_threads(2, candidate(1, wide)), candidate(2, &narrow)];
-            choose(&all, Objective::Throughput, Latitude::SoloSession).unwrap().max_batch_size
-        };
-        assert_eq!(large(&[(1, 65.2, 15.2), (4, 79.6, 50.3)]), 8, "who is too few for that has all cores");
-        assert_eq!(large(&[(1, 75.2, 15.2), (4, 79.6, 50.3)]), 4);
-        // As measured on two cores of an EPYC.
-        let clip = [(1, 65.2, 15.2), (2, 70.6, 27.1), (4, 79.6, 50.3), (8, 82.5, 97.0)];
-        assert_eq!(few(&clip, &[(1, 64.0, 30.0), (2, 79.0, 49.0), (4, 90.0, 85.0), (8, 98.0, 161.0)]), 4, "CLIP");
-        let in_pairs = [(1, 64.0, 30.0), (2, 85.0, 49.0), (4, 85.0, 85.0)];
-        assert_eq!(few(&clip, &in_pairs), 1, "batches are of two, which do little more");
-        assert_eq!(few(&[(1, 65.2, 15.2), (2, 79.6, 25.1)], &in_pairs), 2, "no more than a batch");
-        let resnet = [(1, 92.5, 10.7), (2, 91.5, 19.7), (4, 102.3, 41.4), (8, 107.3, 74.6)];
-        assert_eq!(few(&resnet, &[(1, 98.0, 20.0), (2, 104.0, 38.0), (4, 105.0, 75.0)]), 1, "ResNet-50");
+        // As measured with decoding beside on two cores of a Xeon with AMX.
+        assert_eq!(small(&[(1, 387.0, 4.3), (2, 423.0, 6.9), (4, 415.0, 14.0)]), (Some(1), 2), "EfficientNet-Lite0");
+        assert_eq!(small(&[(1, 20.0, 71.1), (2, 22.0, 126.5), (4, 28.0, 245.7)]), (Some(1), 4), "ViT-B/16");
+        let clip = [(1, 49.0, 28.7), (2, 59.0, 47.9), (4, 91.0, 72.8), (8, 110.0, 126.5)];
+        assert_eq!(small(&clip), (Some(4), 8), "CLIP ViT-B/32");
+        assert_eq!(
+            small(&[(1, 100.0, 10.0), (2, 100.0, 20.0)]),
+            (Some(1), 1),
+            "of one, full and small ones are the same"
+        );
+        let without_solo = [candidate(2, &clip)];
+        let plan = choose(&without_solo, Objective::Throughput, Latitude::SoloSession).unwrap();
+        assert_eq!((plan.small_batch_size, plan.max_batch_size), (None, 8));
     }
 
     #[test]

@@ -153,17 +153,22 @@ fn several_instances_share_one_queue() {
 }
 
 #[test]
-fn single_images_and_full_batches_have_sessions_of_their_own() {
-    for models in [["tiny-classifier"], ["tiny-fixed-batch"]] {
-        let server = Server::start_with(&models, |config| {
+fn single_images_and_small_and_full_batches_have_sessions_of_their_own() {
+    let open = "tiny-classifier";
+    for (model, small, told, warmed) in [
+        (open, None, json!(1), json!([1, 3])),
+        (open, Some(2), json!(2), json!([1, 2, 3])),
+        (open, Some(9), json!(3), json!([1, 3])),
+        ("tiny-fixed-batch", None, json!(null), json!([1])),
+    ] {
+        let server = Server::start_with(&[model], |config| {
             let model = &mut config.model_defaults;
             (model.instances, model.solo_threads, model.batch_policy.max_batch_size) = (Some(2), Some(1), 3);
+            model.small_batch_size = small;
         });
-        let graph = server.get_json(&format!("/v1/models/{}", models[0])).json["graphs"][0].clone();
+        let graph = server.get_json(&format!("/v1/models/{model}")).json["graphs"][0].clone();
         assert_eq!((&graph["instances"], &graph["solo_threads"]), (&json!(2), &json!(1)));
-        if models == ["tiny-classifier"] {
-            assert_eq!(graph["batch_sizes_warmed"], json!([1, 3]));
-        }
+        assert_eq!((&graph["small_batch_size"], &graph["batch_sizes_warmed"]), (&told, &warmed));
         server.assert_serves();
         // Seven images are two full batches and one that is left over, in whichever order they come.
         let colours = [

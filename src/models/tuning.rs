@@ -143,7 +143,7 @@ const SOLO_GAIN: f64 = 0.1;
 
 /// Small batches are the smallest that do at least this part of what full ones do: at seven tenths of the load that full ones can take,
 /// what comes is hardly ever enough for one, and who waits for it to fill waits for long.
-const SMALL_BATCH_SHARE: f64 = 0.6;
+const SMALL_BATCH_SHARE: f64 = 0.7;
 
 /// So many of the smallest batches are run with nothing beside them too.
 pub(super) const FEW: usize = 2;

@@ -60,6 +60,28 @@ pub struct GraphInfo {
     pub batch_sizes_warmed: Vec<usize>,
 }
 
+impl GraphInfo {
+    /// Of a graph that is run by `plan`, before anything is known of its tuning or has been run. `node_counts` are as of
+    /// [`crate::runtime::Graph::node_counts`].
+    fn of(stored: StoredGraph, plan: &Plan, provider_reason: String, (nodes, nodes_on_cpu): (usize, usize)) -> Self {
+        let Plan { provider, precision, instances, threads, small_batch_size, solo_threads, .. } = *plan;
+        Self {
+            stored,
+            provider,
+            provider_reason,
+            nodes,
+            nodes_on_cpu,
+            precision,
+            instances,
+            threads,
+            small_batch_size,
+            solo_threads,
+            tuning: None,
+            batch_sizes_warmed: Vec::new(),
+        }
+    }
+}
+
 /// A queue and its workers.
 pub(super) struct Engine<B: Binding> {
     /// The model's name and the graph's, for the log.
@@ -139,21 +161,7 @@ impl<B: Binding> Engine<B> {
         };
         let metrics = context.metrics.queue(source.model, source.graph);
         let queue = BatchQueue::new(settings.max_queue_size, metrics, Arc::clone(&context.gate));
-        let (nodes, nodes_on_cpu) = warmed.model.graph.node_counts();
-        let info = GraphInfo {
-            stored: stored.0.clone(),
-            provider: plan.provider,
-            provider_reason: reason.clone(),
-            nodes,
-            nodes_on_cpu,
-            precision: plan.precision,
-            instances: plan.instances,
-            threads: plan.threads,
-            small_batch_size: plan.small_batch_size,
-            solo_threads: plan.solo_threads,
-            tuning: None,
-            batch_sizes_warmed: Vec::new(),
-        };
+        let info = GraphInfo::of(stored.0.clone(), &plan, reason.clone(), warmed.model.graph.node_counts());
         let engine = Self {
             name: (source.model.to_owned(), source.graph),
             opener,
@@ -178,11 +186,10 @@ impl<B: Binding> Engine<B> {
         tuning: Option<Tuning>,
     ) -> Result<(), LoadError> {
         let Some(first) = sessions.first() else { return Ok(()) };
-        let (nodes, nodes_on_cpu) = first.model.graph.node_counts();
+        let node_counts = first.model.graph.node_counts();
         let mut policy = self.settings.batch_policy;
         policy.max_batch_size = first.batch_sizes.last().copied().unwrap_or(1);
-        let small = plan.small_batch_size.filter(|_| self.opener.can_fix_batch_size());
-        policy.small_batch_size = small.map(|size| size.min(policy.max_batch_size));
+        policy.small_batch_size = plan.small_batch_size;
         policy.has_solo = plan.solo_threads.is_some();
         let mut batch_sizes_warmed: Vec<usize> =
             sessions.iter().flat_map(|session| session.batch_sizes.iter().copied()).collect();
@@ -222,7 +229,7 @@ impl<B: Binding> Engine<B> {
             max_batch_size = policy.max_batch_size,
             small_batch_size = policy.small_batch_size,
             solo_threads = plan.solo_threads,
-            nodes_on_cpu,
+            nodes_on_cpu = node_counts.1,
             "graph is warm"
         );
         let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
@@ -234,20 +241,9 @@ impl<B: Binding> Engine<B> {
         running.arithmetic += u64::from(changes);
         running.plan = plan;
         let int8 = self.stored.1.as_ref().filter(|_| plan.precision == Precision::Int8);
-        running.info = GraphInfo {
-            stored: int8.unwrap_or(&self.stored.0).clone(),
-            provider: plan.provider,
-            provider_reason: reason,
-            nodes,
-            nodes_on_cpu,
-            precision: plan.precision,
-            instances: plan.instances,
-            threads: plan.threads,
-            small_batch_size: policy.small_batch_size,
-            solo_threads: plan.solo_threads,
-            tuning,
-            batch_sizes_warmed,
-        };
+        let stored = int8.unwrap_or(&self.stored.0).clone();
+        let info = GraphInfo::of(stored, &plan, reason, node_counts);
+        running.info = GraphInfo { tuning, batch_sizes_warmed, ..info };
         Ok(())
     }
 
@@ -292,7 +288,7 @@ impl<B: Binding> Engine<B> {
 
     /// Puts an item into the queue. Once it is there, `reply` closes unanswered only if the worker is lost.
     pub(super) fn submit(&self, item: B::Item, ticket: Ticket, reply: Reply) -> Result<(), InferenceError> {
-        self.queue.push(Job { input: item, deadline: ticket.deadline, reply, permit: ticket.permit })
+        self.queue.push(job(item, ticket, reply))
     }
 
     /// The same for one that has been announced.
@@ -303,7 +299,7 @@ impl<B: Binding> Engine<B> {
         ticket: Ticket,
         reply: Reply,
     ) -> Result<(), InferenceError> {
-        announcement.come(Job { input: item, deadline: ticket.deadline, reply, permit: ticket.permit })
+        announcement.come(job(item, ticket, reply))
     }
 
     /// Puts an item of the engine's own before those that wait, however many they are.
@@ -384,6 +380,10 @@ impl Pending {
         }
         Ok(answer)
     }
+}
+
+fn job<B: Binding>(item: B::Item, ticket: Ticket, reply: Reply) -> Job<GraphModel<B>> {
+    Job { input: item, deadline: ticket.deadline, reply, permit: ticket.permit }
 }
 
 /// Opens the sessions of a plan's workers, the solo one's last.

@@ -41,7 +41,7 @@ impl<B: Binding> First<B> {
         for provider in providers(&opener.context, settings) {
             let plan = match settings.leaves_open() {
                 true => opener.lone_plan(settings, provider),
-                false => first_plan(settings, provider),
+                false => opener.as_asked(settings, first_plan(settings, provider)),
             };
             match open_crew(opener, &plan) {
                 Ok(sessions) => {

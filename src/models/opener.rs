@@ -110,10 +110,19 @@ impl Use {
 }
 
 impl<B: Binding> Opener<B> {
+    /// The plan with the solo session and the small batches that the settings ask for, or else with its own; beside a solo session with small
+    /// ones of one. There are none where sessions cannot be opened for one size, nor on a GPU, where a few cost hardly more than one.
+    pub(super) fn as_asked(&self, settings: &ModelSettings, plan: Plan) -> Plan {
+        let solo_threads = settings.solo_threads.or(plan.solo_threads);
+        let asked = settings.small_batch_size.or(plan.small_batch_size).or(solo_threads.map(|_| 1));
+        let small = asked.filter(|_| plan.provider.is_on_cpu() && self.can_fix_batch_size());
+        Plan { small_batch_size: small.map(|size| size.min(plan.max_batch_size)), solo_threads, ..plan }
+    }
+
     /// The plan for `provider` until tuning has found better. Opened for one image at a time where that can be, a session is ready
     /// sooner and takes a good deal less memory, which is when the most is needed.
     pub(super) fn lone_plan(&self, settings: &ModelSettings, provider: ExecutionProvider) -> Plan {
-        let plan = first_plan(settings, provider);
+        let plan = self.as_asked(settings, first_plan(settings, provider));
         if !provider.is_on_cpu() || !self.can_fix_batch_size() {
             return plan;
         }
@@ -147,7 +156,7 @@ impl<B: Binding> Opener<B> {
     /// ones. Each is opened for the one size that it will be given (ViT-B/16 and CLIP take 3 to 9 % longer where the size is open).
     pub(super) fn open_instances(&self, plan: &Plan) -> Result<Vec<Warmed<B>>, LoadError> {
         let full = Use::of(plan, Role::Instance);
-        let small = plan.small_batch_size.filter(|&size| size < plan.max_batch_size && self.can_fix_batch_size());
+        let small = plan.small_batch_size.filter(|&size| size < plan.max_batch_size);
         let Some(batch_size) = small else { return self.open(plan, &full) };
         let small = self.open(plan, &Use { sizes: BatchSizes::Only(batch_size), ..full })?;
         // What opening needed is not kept while the next one is opened.

@@ -16,14 +16,15 @@ pub(super) struct Plan {
     /// Inference threads per instance.
     pub(super) threads: usize,
     pub(super) max_batch_size: usize,
-    /// Items that an instance runs at a time where there are too few for the largest batch; `None`: as many as there are. On the CPU alone.
+    /// Items that an instance runs at a time, in a session for so many, where there are too few for the largest batch; `None`: as many as
+    /// there are.
     pub(super) small_batch_size: Option<usize>,
     /// Threads of a further session, which runs lone items while no instance runs.
     pub(super) solo_threads: Option<usize>,
 }
 
 /// The plan that measuring starts from on `provider`: the reference's arithmetic where a request for another does not say
-/// otherwise, and one session with all threads.
+/// otherwise, and one session with all threads, for all sizes and without a solo one.
 pub(super) fn first_plan(settings: &ModelSettings, provider: ExecutionProvider) -> Plan {
     let instances = settings.instances.unwrap_or(1);
     Plan {
@@ -32,18 +33,9 @@ pub(super) fn first_plan(settings: &ModelSettings, provider: ExecutionProvider) 
         instances,
         threads: settings.threads_for(instances),
         max_batch_size: settings.batch_policy.max_batch_size,
-        small_batch_size: small_batch_size(settings, provider, settings.solo_threads.map(|_| 1)),
-        solo_threads: settings.solo_threads,
+        small_batch_size: None,
+        solo_threads: None,
     }
-}
-
-/// The size that the settings ask for, or else this one; on a GPU none, where a batch of a few costs hardly more than one.
-pub(super) fn small_batch_size(
-    settings: &ModelSettings,
-    provider: ExecutionProvider,
-    otherwise: Option<usize>,
-) -> Option<usize> {
-    settings.small_batch_size.or(otherwise).filter(|_| provider.is_on_cpu())
 }
 
 /// The provider that was named, or those that `auto` tries, in the order in which they usually turn out. TensorRT is not

@@ -8,7 +8,7 @@ use super::contest::{BUDGET, HOPELESS, Measured, Trial};
 use super::engine::{Engine, open_crew};
 use super::graph_model::Binding;
 use super::opener::{Opener, Warmed};
-use super::plan::{Plan, first_plan, providers, small_batch_size};
+use super::plan::{Plan, first_plan, providers};
 use super::probe::Probe;
 use super::timing::batch_sizes;
 use super::trial;
@@ -54,10 +54,7 @@ impl<B: Binding> Opener<B> {
     /// The plan that measurements speak for, under these settings.
     pub(super) fn choose(&self, settings: &ModelSettings, candidates: &[Candidate]) -> Option<Plan> {
         let plan = choose(candidates, settings.tuning.objective?, self.latitude(settings))?;
-        let solo_threads = settings.solo_threads.or(plan.solo_threads);
-        let otherwise = plan.small_batch_size.or(solo_threads.map(|_| 1));
-        let small_batch_size = small_batch_size(settings, plan.provider, otherwise);
-        Some(Plan { small_batch_size, solo_threads, ..plan })
+        Some(self.as_asked(settings, plan))
     }
 
     /// What a choice may make of lone items.
@@ -196,7 +193,7 @@ impl<B: Binding> Tuner<'_, B> {
     fn measure_arithmetics(&mut self) {
         let Engine { opener, settings, .. } = self.engine;
         for provider in providers(&opener.context, settings) {
-            let mut first = Plan { small_batch_size: None, solo_threads: None, ..first_plan(settings, provider) };
+            let mut first = first_plan(settings, provider);
             if provider.is_on_cpu() {
                 first.max_batch_size = 1;
             }
@@ -259,10 +256,11 @@ impl<B: Binding> Tuner<'_, B> {
             instances,
             threads: usable_cores() / instances,
             max_batch_size: settings.batch_policy.max_batch_size.min(LIKELY_BATCH).min(LIKELY_COMPANY / instances),
-            small_batch_size: small_batch_size(settings, lone.provider, Some(1)),
+            small_batch_size: None,
             solo_threads: Some(lone.threads),
             ..*lone
         };
+        let plan = opener.as_asked(settings, plan);
         let reason = "auto: likely, until batches have been measured".to_owned();
         self.engine.await_relieved(LAST_BATCH);
         if let Err(error) = self.run_beside(session.clone(), plan, reason, None) {

@@ -13,7 +13,7 @@
 //! 3. A thread of the [`cpu_pool`] decodes and preprocesses the image ([`preprocess`]) and puts the tensor into the graph's
 //!    queue ([`batching`]). While there are cores to spare, a second one takes a part of the picture.
 //! 4. A worker, a thread that owns one session or a share in one, takes a batch when it is due, runs it ([`runtime`]) and sends
-//!    each job its own answer. Where it pays, a solo worker with all cores takes lone jobs, and instances what is too few for a batch in small ones.
+//!    each job its own answer. Where it pays, a solo worker with all cores takes lone jobs, and instances what is too few for a batch in smaller ones.
 //! 5. The handler turns the answer into scores and labels ([`models`], [`postprocess`]) and writes JSON.
 //!
 //! # What may be read later

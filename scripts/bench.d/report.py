@@ -135,7 +135,7 @@ def model_section(name, result):
     yield (
         f"Served by {graph['provider']} in {graph['precision']}, {graph['instances']} instance(s) of {graph['threads']} "
         f"thread(s), batches up to {full} ({graph['provider_reason']})."
-        + (f" Fewer images: {graph['small_batch_size']} at a time." if graph.get("small_batch_size", full) < full else "")
+        + (f" Fewer images: from {graph['small_batch_size']} at a time on." if graph.get("small_batch_size", full) < full else "")
         + (f" Lone images: {graph['solo_threads']} threads." if "solo_threads" in graph else "")
     )
     yield ""

@@ -4,10 +4,11 @@ mod gate;
 mod policy;
 mod queue;
 mod run_times;
+mod solo_load;
 mod worker;
 
 pub use gate::{ClosedGate, RunGate};
-pub use policy::{BatchPolicy, Role};
+pub use policy::{BatchPolicy, Role, session_sizes};
 pub use queue::{Announcement, BatchQueue, Crew, Job, Permit};
 pub use worker::{Straggler, Worker};
 

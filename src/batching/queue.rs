@@ -8,6 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::policy::{BatchPolicy, Decision, Role, Situation};
 use super::run_times::RunTimes;
+use super::solo_load::SoloLoad;
 use super::{Answer, InferenceError, Model, RunGate};
 use crate::telemetry::{DropReason, QueueMetrics};
 
@@ -69,6 +70,8 @@ struct State<M: Model> {
     crew: Crew,
     /// What the crew's runs took.
     run_times: RunTimes,
+    /// Whether its solo worker could run everything.
+    solo_load: SoloLoad,
 }
 
 /// Workers of a crew that can do the same.
@@ -76,13 +79,15 @@ struct Workers {
     count: usize,
     /// Those that run a batch.
     busy: usize,
+    /// The jobs in those batches.
+    jobs: usize,
     /// Those that are out, to rebuild their model.
     out: usize,
 }
 
 impl Workers {
     fn new(count: usize) -> Self {
-        Self { count, busy: 0, out: 0 }
+        Self { count, busy: 0, jobs: 0, out: 0 }
     }
 
     /// Is none there?
@@ -107,6 +112,7 @@ impl<M: Model> BatchQueue<M> {
             coming: 0,
             crew: Crew(0),
             run_times: RunTimes::default(),
+            solo_load: SoloLoad::default(),
         };
         let (for_instances, for_solo, ended) = (Condvar::new(), Condvar::new(), Condvar::new());
         Self { state: Mutex::new(state), for_instances, for_solo, ended, capacity, metrics, gate }
@@ -117,7 +123,8 @@ impl<M: Model> BatchQueue<M> {
     pub fn relieve(&self, policy: BatchPolicy, instances: usize) -> Crew {
         let mut state = self.lock();
         let crew = Crew(state.crew.0 + 1);
-        (state.crew, state.policy, state.run_times, state.broken) = (crew, policy, RunTimes::default(), false);
+        (state.crew, state.policy, state.broken) = (crew, policy, false);
+        (state.run_times, state.solo_load) = (RunTimes::default(), SoloLoad::default());
         (state.solo, state.instances) = (Workers::new(usize::from(policy.has_solo)), Workers::new(instances.max(1)));
         drop(state);
         self.wake_all();
@@ -127,11 +134,13 @@ impl<M: Model> BatchQueue<M> {
     /// Tells that a job is being prepared, which takes a core that no other should count on. Dropped when it comes, or if it never
     /// will.
     pub fn announce(self: &Arc<Self>) -> Announcement<M> {
+        let now = Instant::now();
         let mut state = self.lock();
+        state.expect(now);
         state.coming += 1;
         self.wake_one(&state);
         drop(state);
-        Announcement(Some(Arc::clone(self)))
+        Announcement(Some((Arc::clone(self), now)))
     }
 
     /// Puts a job at the end of the queue.
@@ -140,6 +149,7 @@ impl<M: Model> BatchQueue<M> {
     /// The queue is full, closed or has no worker left, or the job's turn would come too late. The job is dropped, its permit released.
     pub fn push(&self, job: Job<M>) -> Result<(), InferenceError> {
         let mut state = self.lock();
+        state.expect(Instant::now());
         self.add(&mut state, job)?;
         self.wake_one(&state);
         Ok(())
@@ -194,7 +204,9 @@ impl<M: Model> BatchQueue<M> {
                 Decision::Run(size) => {
                     let batch = self.take(&mut state, size, now);
                     let begins = !batch.is_empty();
-                    state.workers(role).busy += usize::from(begins);
+                    let workers = state.workers(role);
+                    workers.busy += usize::from(begins);
+                    workers.jobs += batch.len();
                     self.wake_one(&state);
                     if begins {
                         return Some(batch);
@@ -238,6 +250,7 @@ impl<M: Model> BatchQueue<M> {
         }
         let workers = state.workers(role);
         workers.busy = workers.busy.saturating_sub(1);
+        workers.jobs = workers.jobs.saturating_sub(size);
         match role {
             Role::Solo => {
                 let (instances, others_wait) = (state.instances.count, !state.jobs.is_empty());
@@ -245,11 +258,10 @@ impl<M: Model> BatchQueue<M> {
             }
             Role::Instance => {
                 state.last_end = Some(Instant::now());
-                let BatchPolicy { small_batch_size, max_batch_size, .. } = state.policy;
-                let is_small = small_batch_size.is_some_and(|small| size <= small);
+                let policy = state.policy;
+                let is_small = policy.small_batch_size.is_some_and(|small| size <= small);
                 // What is for batches of one size takes no less time for fewer.
-                let as_for = small_batch_size.map_or(size, |small| if is_small { small } else { max_batch_size });
-                state.run_times.learn_batch(time, as_for, is_small);
+                state.run_times.learn_batch(time, policy.session_size(size), is_small);
             }
         }
         // There are cores again, perhaps for another worker's kind of work.
@@ -329,7 +341,7 @@ impl<M: Model> BatchQueue<M> {
 }
 
 /// A job that is being prepared for a queue, until it comes.
-pub struct Announcement<M: Model>(Option<Arc<BatchQueue<M>>>);
+pub struct Announcement<M: Model>(Option<(Arc<BatchQueue<M>>, Instant)>);
 
 impl<M: Model> Announcement<M> {
     /// Puts the job at the end of the queue, in one step with the end of its announcement: between the two, nobody would wait for it.
@@ -337,9 +349,10 @@ impl<M: Model> Announcement<M> {
     /// # Errors
     /// As of [`BatchQueue::push`].
     pub fn come(mut self, job: Job<M>) -> Result<(), InferenceError> {
-        let Some(queue) = self.0.take() else { return Err(InferenceError::Closed) };
+        let Some((queue, since)) = self.0.take() else { return Err(InferenceError::Closed) };
         let mut state = queue.lock();
         state.coming -= 1;
+        state.run_times.learn_preparation(since.elapsed());
         let added = queue.add(&mut state, job);
         queue.wake_one(&state);
         added
@@ -348,7 +361,7 @@ impl<M: Model> Announcement<M> {
 
 impl<M: Model> Drop for Announcement<M> {
     fn drop(&mut self) {
-        if let Some(queue) = self.0.take() {
+        if let Some((queue, _)) = self.0.take() {
             let mut state = queue.lock();
             state.coming -= 1;
             queue.wake_one(&state);
@@ -366,6 +379,12 @@ impl<M: Model> State<M> {
         }
     }
 
+    /// A job has begun to come.
+    fn expect(&mut self, now: Instant) {
+        let is_idle = self.jobs.is_empty() && self.coming + self.solo.busy + self.instances.busy == 0;
+        self.solo_load.add(now, &self.run_times, is_idle);
+    }
+
     /// The crew's workers that can do the same as one of `role`.
     fn workers(&mut self, role: Role) -> &mut Workers {
         match role {
@@ -381,11 +400,13 @@ impl<M: Model> State<M> {
             coming: self.coming,
             instances: self.instances.count,
             busy: self.instances.busy,
+            running: self.instances.jobs,
             last_end_age: self.last_end.map(|end| now.saturating_duration_since(end)),
             small_run: self.run_times.small(),
             solo_is_sooner: self.run_times.solo_is_sooner(self.jobs.len() + self.coming + self.solo.busy),
+            solo_keeps_up: self.solo_load.keeps_up(),
             solo_is_out: self.solo.are_out(),
-            instances_are_out: self.instances.are_out(),
+            out: self.instances.out,
             closed: self.closed,
         }
     }
@@ -505,7 +526,7 @@ mod tests {
         assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [1]);
         let (second, _second_answer) = job(2, LONG);
         queue.push(second).unwrap();
-        assert_eq!(taken_once(&queue, (crew, Role::Instance), || push_each(&queue, 3..4)), [2]);
+        assert_eq!(taken_once(&queue, (crew, Role::Instance), || push_each(&queue, 3..4)), [2, 3]);
     }
 
     #[test]
@@ -555,6 +576,38 @@ mod tests {
         announcement.come(last).unwrap();
         assert!(is_sooner(), "it counts once");
         assert_eq!(queue.lock().coming, 0);
+    }
+
+    #[test]
+    fn a_lone_job_is_for_an_instance_while_more_comes_than_the_solo_worker_could_run() {
+        let queue = queue(8, 10);
+        let crew = queue.relieve(with_solo(8), 2);
+        queue.finish(crew, Role::Solo, 1, MS * 60_000);
+        let keeps_up = || queue.lock().situation(Instant::now()).solo_keeps_up;
+        let answers: Vec<_> = (0..3).map(|input| (keeps_up(), push_each(&queue, input..input + 1))).collect();
+        assert!(answers.iter().all(|(kept_up, _)| *kept_up) && !keeps_up());
+        for input in 0..3 {
+            assert_eq!(inputs(&queue.next_batch(crew, Role::Instance).unwrap()), [input], "the last one is alone");
+            queue.finish(crew, Role::Instance, 1, MS);
+        }
+        let crew = queue.relieve(with_solo(8), 2);
+        let _answer = push_each(&queue, 3..4);
+        assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [3], "nothing is known of this crew");
+    }
+
+    #[test]
+    fn the_jobs_that_run_count_until_their_batch_ends() {
+        let queue = queue(8, 20);
+        let crew = queue.relieve(with_solo(8), 2);
+        let running = || queue.lock().situation(Instant::now()).running;
+        let _answers = push_each(&queue, 0..12);
+        let sizes = [(); 2].map(|()| queue.next_batch(crew, Role::Instance).unwrap().len());
+        assert_eq!((sizes, running()), ([4, 4], 8));
+        queue.finish(crew, Role::Instance, 4, MS);
+        assert_eq!(running(), 4);
+        assert_eq!(queue.next_batch(crew, Role::Instance).unwrap().len(), 4, "eight there are");
+        queue.relieve(with_solo(8), 2);
+        assert_eq!(running(), 0);
     }
 
     #[test]

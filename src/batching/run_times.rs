@@ -15,6 +15,8 @@ pub(super) struct RunTimes {
     small: Option<Duration>,
     /// What one job takes the solo worker.
     lone: Option<Duration>,
+    /// What it takes to prepare one.
+    preparation: Option<Duration>,
     /// Of its runs since the last small batch, those after which others waited.
     lone_runs: u32,
 }
@@ -24,9 +26,7 @@ impl RunTimes {
     pub(super) fn learn_batch(&mut self, time: Duration, size: usize, is_small: bool) {
         average(&mut self.per_job, time / u32::try_from(size.max(1)).unwrap_or(u32::MAX));
         if is_small {
-            average(&mut self.small, time);
-            // What it was before, if that was held up, is forgotten soon.
-            self.small = self.small.map(|small| small.min((small + time) / 2));
+            low_average(&mut self.small, time);
             self.lone_runs = 0;
         }
     }
@@ -34,11 +34,23 @@ impl RunTimes {
     /// The solo worker has run a job, while others waited or none did: with all cores, which is as much as what all `instances` have.
     pub(super) fn learn_lone(&mut self, time: Duration, instances: usize, others_wait: bool) {
         average(&mut self.per_job, times(time, instances));
-        average(&mut self.lone, time);
+        low_average(&mut self.lone, time);
         self.lone_runs += u32::from(others_wait);
         if self.lone_runs == FORGOTTEN_AFTER {
             (self.small, self.lone_runs) = (None, 0);
         }
+    }
+
+    /// A job has been prepared.
+    pub(super) fn learn_preparation(&mut self, time: Duration) {
+        low_average(&mut self.preparation, time);
+    }
+
+    /// What a job takes that the solo worker runs, from when it begins to come; nothing if none has been timed. All cores take no longer than
+    /// one, as far as can be told: a run that was held up, with none after it by which that would show, must not keep all others away.
+    pub(super) fn lone(&self) -> Duration {
+        let run = self.lone.map(|lone| self.small.map_or(lone, |small| lone.min(small)));
+        run.map_or(Duration::ZERO, |run| run + self.preparation.unwrap_or_default())
     }
 
     /// What a small batch takes; nothing if none has been timed.
@@ -66,6 +78,13 @@ fn times(time: Duration, count: usize) -> Duration {
 /// time.
 fn average(average: &mut Option<Duration>, value: Duration) {
     *average = Some(average.map_or(value, |average| (average * 7 + value.min(average * 2)) / 8));
+}
+
+/// The same, but what was before, if that was held up, is forgotten soon.
+fn low_average(average: &mut Option<Duration>, value: Duration) {
+    let before = average.unwrap_or(value);
+    self::average(average, value);
+    *average = average.map(|average| average.min((before + value) / 2));
 }
 
 #[cfg(test)]
@@ -103,6 +122,25 @@ mod tests {
         assert!(!run_times.solo_is_sooner(2), "nor by a full one");
         run_times.learn_batch(40 * MS, 4, true);
         assert!(run_times.solo_is_sooner(3) && !run_times.solo_is_sooner(4));
+    }
+
+    #[test]
+    fn what_a_lone_job_takes_begins_with_its_preparation_and_is_no_more_than_one_core_takes() {
+        let mut run_times = RunTimes::default();
+        assert_eq!(run_times.lone(), Duration::ZERO);
+        run_times.learn_preparation(2 * MS);
+        assert_eq!(run_times.lone(), Duration::ZERO, "its run has not been timed");
+        run_times.learn_lone(40 * MS, 2, false);
+        assert_eq!(run_times.lone(), 42 * MS);
+        run_times.learn_batch(10 * MS, 1, true);
+        assert_eq!(run_times.lone(), 12 * MS, "the first run was a slow one");
+        run_times.learn_lone(8 * MS, 2, false);
+        run_times.learn_lone(8 * MS, 2, false);
+        run_times.learn_lone(8 * MS, 2, false);
+        run_times.learn_lone(8 * MS, 2, false);
+        assert_eq!(run_times.lone(), 12 * MS);
+        run_times.learn_lone(8 * MS, 2, false);
+        assert_eq!(run_times.lone(), 11 * MS, "(40 - 8) / 2⁵ more than 8");
     }
 
     #[test]

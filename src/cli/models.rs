@@ -43,7 +43,8 @@ fn describe(model: &ModelInfo) -> String {
     }
     for graph in &model.graphs {
         let full = graph.batch_sizes_warmed.last().copied().unwrap_or_default();
-        let small = graph.small_batch_size.filter(|&size| size < full).map(|size| format!(", fewer by {size}"));
+        let small =
+            graph.small_batch_size.filter(|&size| size < full).map(|size| format!(", smaller ones from {size} on"));
         let solo = graph.solo_threads.map(|threads| format!(", {threads} thread(s) for single images"));
         text += &format!(
             "  {:<10} {} {}, {} instance(s) of {} thread(s), batches up to {}{}{}; {}\n",

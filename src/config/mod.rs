@@ -77,7 +77,7 @@ pub struct ModelSettings {
     pub threads: Option<usize>,
     /// Threads of a further session for single items; `None`: the server chooses whether there is one.
     pub solo_threads: Option<usize>,
-    /// Items that an instance runs at a time where they are too few for a full batch; `None`: the server chooses.
+    /// Items in an instance's smallest batches, see [`crate::batching::session_sizes`]; `None`: the server chooses.
     pub small_batch_size: Option<usize>,
     /// What tuning optimises where a setting is left open, and within which bounds.
     pub tuning: TuningSettings,

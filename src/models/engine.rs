@@ -47,7 +47,7 @@ pub struct GraphInfo {
     pub instances: usize,
     /// Inference threads per instance.
     pub threads: usize,
-    /// Images that an instance runs at a time where they are too few for a full batch, if it has a session for so many.
+    /// Images in an instance's smallest batches, if it has sessions for those, full ones and some sizes between.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub small_batch_size: Option<usize>,
     /// Threads of a further session, which runs lone images while no instance runs.

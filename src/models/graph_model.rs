@@ -40,7 +40,7 @@ pub(super) struct GraphModel<B: Binding> {
     pub(super) graph: Graph,
     pub(super) binding: B,
     pub(super) output: String,
-    /// Another session for fewer items, beside one that takes as long for them as for a full batch.
+    /// Another session for fewer items, beside one that takes as long for them as for as many as it is for. It may have one in turn.
     pub(super) small: Option<Small<B>>,
 }
 
@@ -80,8 +80,9 @@ impl<B: Binding> GraphModel<B> {
 
     /// The batch sizes `wanted`, or those that there can be.
     pub(super) fn batch_sizes(&self, wanted: Vec<usize>) -> Vec<usize> {
-        let small = self.small.iter().map(|small| small.batch_size);
-        self.binding.fixed_batch_size().map_or(wanted, |size| small.chain([size]).collect())
+        let Some(size) = self.binding.fixed_batch_size() else { return wanted };
+        let smaller = |small: &Small<B>| small.model.batch_sizes(vec![small.batch_size]);
+        self.small.as_ref().map_or_else(Vec::new, smaller).into_iter().chain([size]).collect()
     }
 
     /// Runs a batch of `size` samples, and checks that it gives as many answers. Returns the length of one.

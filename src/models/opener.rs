@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::graph_model::{Binding, GraphModel, Small};
 use super::plan::{Plan, first_plan};
 use super::{LoadContext, LoadError};
-use crate::batching::Role;
+use crate::batching::{Role, session_sizes};
 use crate::config::ModelSettings;
 use crate::runtime::{
     ExecutionProvider, Graph, Precision, RuntimeError, SessionOptions, TensorSpec, give_back_freed_memory,
@@ -152,21 +152,24 @@ impl<B: Binding> Opener<B> {
         })
     }
 
-    /// Opens the sessions of a plan's instances: for full batches, and where smaller ones would take as long, others beside them for small
-    /// ones. Each is opened for the one size that it will be given (ViT-B/16 and CLIP take 3 to 9 % longer where the size is open).
+    /// Opens the sessions of a plan's instances: for full batches, and where smaller ones would take as long, others beside them for those.
+    /// Each is opened for the one size that it will be given (ViT-B/16 and CLIP take 3 to 9 % longer where the size is open).
     pub(super) fn open_instances(&self, plan: &Plan) -> Result<Vec<Warmed<B>>, LoadError> {
         let full = Use::of(plan, Role::Instance);
-        let small = plan.small_batch_size.filter(|&size| size < plan.max_batch_size);
-        let Some(batch_size) = small else { return self.open(plan, &full) };
-        let small = self.open(plan, &Use { sizes: BatchSizes::Only(batch_size), ..full })?;
-        // What opening needed is not kept while the next one is opened.
-        give_back_freed_memory();
-        let mut sessions = self.open(plan, &full)?;
-        for (session, small) in sessions.iter_mut().zip(small) {
-            session.model.small = Some(Small { batch_size, model: Box::new(small.model) });
-            session.batch_sizes.splice(..0, small.batch_sizes);
+        let Some(small) = plan.small_batch_size else { return self.open(plan, &full) };
+        let mut smaller: Vec<Warmed<B>> = Vec::new();
+        for batch_size in session_sizes(small, plan.max_batch_size) {
+            let mut sessions = self.open(plan, &Use { sizes: BatchSizes::Only(batch_size), ..full })?;
+            for (session, small) in sessions.iter_mut().zip(smaller) {
+                let batch_size = small.batch_sizes.last().copied().unwrap_or_default();
+                session.model.small = Some(Small { batch_size, model: Box::new(small.model) });
+                session.batch_sizes.splice(..0, small.batch_sizes);
+            }
+            smaller = sessions;
+            // What opening needed is not kept while the next one is opened.
+            give_back_freed_memory();
         }
-        Ok(sessions)
+        Ok(smaller)
     }
 
     /// Opens the solo worker's session.

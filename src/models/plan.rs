@@ -16,8 +16,8 @@ pub(super) struct Plan {
     /// Inference threads per instance.
     pub(super) threads: usize,
     pub(super) max_batch_size: usize,
-    /// Items that an instance runs at a time, in a session for so many, where there are too few for the largest batch; `None`: as many as
-    /// there are.
+    /// The smallest size that an instance has a session of its own for, see [`crate::batching::session_sizes`]; `None`: it has one session for as
+    /// many items as there are.
     pub(super) small_batch_size: Option<usize>,
     /// Threads of a further session, which runs lone items while no instance runs.
     pub(super) solo_threads: Option<usize>,

@@ -153,10 +153,10 @@ fn several_instances_share_one_queue() {
 }
 
 #[test]
-fn single_images_and_small_and_full_batches_have_sessions_of_their_own() {
+fn single_images_and_batches_of_each_size_have_sessions_of_their_own() {
     let open = "tiny-classifier";
     for (model, small, told, warmed) in [
-        (open, None, json!(1), json!([1, 3])),
+        (open, None, json!(1), json!([1, 2, 3])),
         (open, Some(2), json!(2), json!([1, 2, 3])),
         (open, Some(9), json!(3), json!([1, 3])),
         ("tiny-fixed-batch", None, json!(null), json!([1])),

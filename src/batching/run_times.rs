@@ -46,10 +46,11 @@ impl RunTimes {
         low_average(&mut self.preparation, time);
     }
 
-    /// What a job takes that the solo worker runs, from when it begins to come; nothing if none has been timed. All cores take no longer than
-    /// one, as far as can be told: a run that was held up, with none after it by which that would show, must not keep all others away.
+    /// What a job takes that the solo worker runs, from when it begins to come; nothing if none has been timed. No longer than what instances
+    /// run: one that was held up, with none after it by which that would show, must not keep all others away.
     pub(super) fn lone(&self) -> Duration {
-        let run = self.lone.map(|lone| self.small.map_or(lone, |small| lone.min(small)));
+        let of_instances = self.small.or(self.per_job);
+        let run = self.lone.map(|lone| of_instances.map_or(lone, |of_instances| lone.min(of_instances)));
         run.map_or(Duration::ZERO, |run| run + self.preparation.unwrap_or_default())
     }
 

@@ -4,8 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::run_times::RunTimes;
 
-/// A solo worker that runs all jobs one after the other, in thought only: what it is behind does not follow from who runs them, so a load has
-/// one answer, whatever was done before.
+/// A solo worker that runs all jobs one after the other, in thought only, so that it is told by the load, and hardly by who runs it.
 #[derive(Debug, Default)]
 pub(super) struct SoloLoad {
     /// When it would have run all jobs so far.

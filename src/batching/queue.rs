@@ -597,6 +597,20 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_job_that_makes_a_waiting_one_anothers_wakes_that() {
+        let queue = queue(8, 1);
+        let crew = queue.relieve(with_solo(8), 2);
+        queue.finish(crew, Role::Solo, 1, MS * 60_000);
+        let _answer = push_each(&queue, 0..1);
+        let refused = || {
+            // Long enough for the instance to wait; it must get the job either way.
+            std::thread::sleep(MS * 20);
+            [1, 2].map(|input| assert_eq!(queue.push(job(input, LONG).0), Err(InferenceError::QueueFull)))
+        };
+        assert_eq!(taken_once(&queue, (crew, Role::Instance), refused), [0]);
+    }
+
+    #[test]
     fn the_jobs_that_run_count_until_their_batch_ends() {
         let queue = queue(8, 20);
         let crew = queue.relieve(with_solo(8), 2);

@@ -10,6 +10,11 @@ const GATHERING: u32 = 8;
 /// But no longer than this, whatever runs have taken.
 const LONGEST_GATHERING: Duration = Duration::from_millis(10);
 
+/// Full batches of so many times as many jobs as small ones are far from them. Where they are of four times as many, a size between gained
+/// ViT-B/16 a tenth with 8 connections and took four tenths off the median time at 80 % of the load, but EfficientNet-Lite0 then takes 253 MB
+/// instead of 215.
+const FAR: usize = 8;
+
 /// How large a batch may grow and how long its oldest job may wait for that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchPolicy {
@@ -80,7 +85,7 @@ pub enum Decision {
 
 /// The batch sizes that an instance has sessions for, rising: small batches, full ones, and one between, where they are far apart. Without that,
 /// ResNet-50 at 80 % of what two cores of a Xeon can do went to and fro between single images and eights, of which each kept a core for so long
-/// that as many waited again. It costs 90 MB there, and 0.4 s at the start.
+/// that as many waited again. It costs 95 MB there, and 0.4 s at the start.
 pub fn session_sizes(small_batch_size: usize, max_batch_size: usize) -> impl Iterator<Item = usize> {
     let (small, max) = (small_batch_size.max(1), max_batch_size);
     // The first of small, twice small, four times small and so on that is nearer to full batches than to small ones.
@@ -89,10 +94,6 @@ pub fn session_sizes(small_batch_size: usize, max_batch_size: usize) -> impl Ite
     let between = doubled.find(|&size| size / small >= max.div_ceil(size)).filter(|_| is_far);
     [Some(small).filter(|&small| small < max), between, Some(max)].into_iter().flatten()
 }
-
-/// Full batches of so many times as many jobs as small ones are far from them. Where they are of four times as many, a size between gained a tenth
-/// with 8 connections, and nothing with others; EfficientNet-Lite0 took 245 MB with it instead of 210.
-const FAR: usize = 8;
 
 impl BatchPolicy {
     /// Batches up to this, due at once, without a solo worker.
@@ -122,13 +123,15 @@ impl BatchPolicy {
     fn size(&self, Situation { len, coming, instances, busy, running, out, .. }: Situation) -> usize {
         let Some(small) = self.small_batch_size else { return len.min(self.max_batch_size) };
         let there = instances.saturating_sub(out).max(1);
-        // Who lets jobs wait for full batches gets them.
-        let fills = !self.max_queue_delay.is_zero();
-        let share = if fills { len } else { len.div_ceil(there.saturating_sub(busy).max(1)) };
+        let share = len.div_ceil(there.saturating_sub(busy).max(1));
         let company = len + coming + running;
         // Where single jobs use the machine so badly that small batches are of several, larger ones gain more than that loses.
-        let leaves_enough = |size| size * there <= company + size / 4 || small > 1 || fills;
-        let is_worth_it = |&size: &usize| size <= share && leaves_enough(size);
+        let leaves_enough = |size| small > 1 || size * there <= company + size / 4;
+        let is_worth_it = |&size: &usize| match self.max_queue_delay {
+            Duration::ZERO => size <= share && leaves_enough(size),
+            // Who lets jobs wait for full batches gets them.
+            _ => size <= len,
+        };
         let largest = session_sizes(small, self.max_batch_size).take_while(is_worth_it).last();
         largest.unwrap_or(small).min(len)
     }
@@ -142,15 +145,12 @@ impl BatchPolicy {
     /// Is what waits for the solo worker, where there is one? Who is out gets nothing, as long as there is another.
     pub(super) fn is_for_solo(&self, situation: Situation) -> bool {
         let Situation { len, instances, busy, out, solo_is_sooner, solo_keeps_up, solo_is_out, .. } = situation;
-        match (solo_is_out, out >= instances) {
-            (true, _) => false,
-            (false, true) => true,
-            (false, false) if busy > 0 => false,
-            // Where small batches are single jobs, several instances run as many of them at once.
-            (false, false) => {
-                len == 1 && solo_keeps_up || (self.small_batch_size > Some(1) || instances - out == 1) && solo_is_sooner
-            }
+        if solo_is_out || out >= instances {
+            return !solo_is_out;
         }
+        // Where small batches are single jobs, several instances run as many of them at once.
+        let may_be_sooner = self.small_batch_size > Some(1) || instances - out == 1;
+        busy == 0 && (len == 1 && solo_keeps_up || may_be_sooner && solo_is_sooner)
     }
 
     /// How much longer what waits may wait for more, if it may.
@@ -162,8 +162,9 @@ impl BatchPolicy {
     /// A small batch takes as long if it is not full. So where half of the cores are taken, what is too little for it leaves the others to
     /// decoding until one is free, and else a moment is worth waiting for jobs that are about to come.
     fn patience_for_a_small_batch(&self, situation: Situation) -> Duration {
-        let Situation { len, oldest_age, coming, instances, busy, last_end_age, small_run, .. } = situation;
-        let is_worth_it = len < self.small_batch_size.unwrap_or(1) && !(busy == 0 && situation.solo_is_sooner);
+        let Situation { len, oldest_age, coming, instances, busy, last_end_age, small_run, solo_is_sooner, .. } =
+            situation;
+        let is_worth_it = len < self.small_batch_size.unwrap_or(1) && !(busy == 0 && solo_is_sooner);
         // Whatever comes and goes meanwhile, nobody waits for much longer than it would have taken.
         if !is_worth_it || oldest_age > small_run * 2 {
             return Duration::ZERO;

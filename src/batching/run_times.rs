@@ -15,7 +15,7 @@ pub(super) struct RunTimes {
     small: Option<Duration>,
     /// What one job takes the solo worker.
     lone: Option<Duration>,
-    /// What it takes to prepare one.
+    /// What it takes until one that has been announced comes, the wait for a thread included.
     preparation: Option<Duration>,
     /// Of its runs since the last small batch, those after which others waited.
     lone_runs: u32,
@@ -82,10 +82,10 @@ fn average(average: &mut Option<Duration>, value: Duration) {
 }
 
 /// The same, but what was before, if that was held up, is forgotten soon.
-fn low_average(average: &mut Option<Duration>, value: Duration) {
-    let before = average.unwrap_or(value);
-    self::average(average, value);
-    *average = average.map(|average| average.min((before + value) / 2));
+fn low_average(low: &mut Option<Duration>, value: Duration) {
+    let before = low.unwrap_or(value);
+    average(low, value);
+    *low = low.map(|low| low.min((before + value) / 2));
 }
 
 #[cfg(test)]
@@ -135,10 +135,7 @@ mod tests {
         assert_eq!(run_times.lone(), 42 * MS);
         run_times.learn_batch(10 * MS, 1, true);
         assert_eq!(run_times.lone(), 12 * MS, "the first run was a slow one");
-        run_times.learn_lone(8 * MS, 2, false);
-        run_times.learn_lone(8 * MS, 2, false);
-        run_times.learn_lone(8 * MS, 2, false);
-        run_times.learn_lone(8 * MS, 2, false);
+        (0..4).for_each(|_| run_times.learn_lone(8 * MS, 2, false));
         assert_eq!(run_times.lone(), 12 * MS);
         run_times.learn_lone(8 * MS, 2, false);
         assert_eq!(run_times.lone(), 11 * MS, "(40 - 8) / 2⁵ more than 8");

@@ -9,7 +9,7 @@ use super::run_times::RunTimes;
 pub(super) struct SoloLoad {
     /// When it would have run all jobs so far.
     done: Option<Instant>,
-    /// Is it too far behind?
+    /// Is it too far behind? Told anew as jobs come alone: by whom a job is run must not change as time passes, with nobody being woken.
     is_behind: bool,
 }
 

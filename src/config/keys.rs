@@ -104,7 +104,7 @@ pub const KEYS: &[Key] = &[
         "small_batch_size",
         "N",
         "",
-        "Images that an instance runs at a time where they are too few for max_batch_size, in a session for just so many, beside one for a size between (not on a GPU); by default any number in one session, with solo_threads 1, or what tuning finds better.",
+        "Images that an instance runs at a time where they are too few for max_batch_size, in a session for just so many, beside one for a size between where those are far apart (not on a GPU); by default any number in one session, with solo_threads 1, or what tuning finds better.",
     ),
     model_key(
         "solo_threads",

@@ -47,7 +47,7 @@ pub struct GraphInfo {
     pub instances: usize,
     /// Inference threads per instance.
     pub threads: usize,
-    /// Images in an instance's smallest batches, if it has sessions for those, full ones and some sizes between.
+    /// Images in an instance's smallest batches, if it has a session of its own for those.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub small_batch_size: Option<usize>,
     /// Threads of a further session, which runs lone images while no instance runs.

@@ -157,19 +157,22 @@ impl<B: Binding> Opener<B> {
     pub(super) fn open_instances(&self, plan: &Plan) -> Result<Vec<Warmed<B>>, LoadError> {
         let full = Use::of(plan, Role::Instance);
         let Some(small) = plan.small_batch_size else { return self.open(plan, &full) };
-        let mut smaller: Vec<Warmed<B>> = Vec::new();
-        for batch_size in session_sizes(small, plan.max_batch_size) {
-            let mut sessions = self.open(plan, &Use { sizes: BatchSizes::Only(batch_size), ..full })?;
-            for (session, small) in sessions.iter_mut().zip(smaller) {
-                let batch_size = small.batch_sizes.last().copied().unwrap_or_default();
-                session.model.small = Some(Small { batch_size, model: Box::new(small.model) });
-                session.batch_sizes.splice(..0, small.batch_sizes);
+        let mut opened: Option<(usize, Vec<Warmed<B>>)> = None;
+        for size in session_sizes(small, plan.max_batch_size) {
+            if opened.is_some() {
+                // What opening needed is not kept while the next one is opened.
+                give_back_freed_memory();
             }
-            smaller = sessions;
-            // What opening needed is not kept while the next one is opened.
-            give_back_freed_memory();
+            let mut sessions = self.open(plan, &Use { sizes: BatchSizes::Only(size), ..full })?;
+            if let Some((batch_size, smaller)) = opened {
+                for (session, small) in sessions.iter_mut().zip(smaller) {
+                    session.model.small = Some(Small { batch_size, model: Box::new(small.model) });
+                    session.batch_sizes.splice(..0, small.batch_sizes);
+                }
+            }
+            opened = Some((size, sessions));
         }
-        Ok(smaller)
+        Ok(opened.map_or_else(Vec::new, |(_, sessions)| sessions))
     }
 
     /// Opens the solo worker's session.

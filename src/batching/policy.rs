@@ -85,7 +85,7 @@ pub enum Decision {
 
 /// The batch sizes that an instance has sessions for, rising: small batches, full ones, and one between, where they are far apart. Without that,
 /// ResNet-50 at 80 % of what two cores of a Xeon can do went to and fro between single images and eights, of which each kept a core for so long
-/// that as many waited again. It costs 95 MB there, and 0.4 s at the start.
+/// that as many waited again. It costs 95 MB there, and 0.2 to 0.4 s at the start.
 pub fn session_sizes(small_batch_size: usize, max_batch_size: usize) -> impl Iterator<Item = usize> {
     let (small, max) = (small_batch_size.max(1), max_batch_size);
     // The first of small, twice small, four times small and so on that is nearer to full batches than to small ones.

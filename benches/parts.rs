@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use image::RgbImage;
+use ndarray::Array3;
 use serde_json::json;
 use tokio::sync::oneshot;
 
@@ -45,6 +46,12 @@ fn preprocessing(criterion: &mut Criterion) {
     criterion.bench_function("normalise/224x224", |bencher| {
         bencher.iter(|| black_box(&cropped).write_tensor(tensor.view_mut()));
     });
+    for side in [2, 7, 16] {
+        let mut blocks = Array3::zeros((224 / side, 224 / side, 3 * side * side));
+        criterion.bench_function(&format!("normalise/224x224 in blocks of {side}x{side}"), |bencher| {
+            bencher.iter(|| black_box(&cropped).write_blocks(blocks.view_mut()));
+        });
+    }
 }
 
 fn answers(criterion: &mut Criterion) {

@@ -1,5 +1,6 @@
 //! From an image's bytes to a graph's answer: decoding and preprocessing on the CPU pool, then the queue.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,7 +16,7 @@ use super::{LoadContext, LoadError, PredictError, Ticket, Timings};
 use crate::batching::InferenceError;
 use crate::cpu_pool::{self, CpuPool};
 use crate::preprocess::{DecodeLimits, DecodeMode, ImageProcessor, PreparedImage};
-use crate::runtime::{BYTE_PIXELS, BatchMemory, Element, Pinning, PixelTable, Tensor, TensorSpec};
+use crate::runtime::{BYTE_PIXELS, BatchMemory, Element, Pinning, PixelBlocks, PixelTable, Tensor, TensorSpec};
 use crate::telemetry::ModelMetrics;
 
 /// The image side of a classifier or of a dual encoder.
@@ -141,8 +142,19 @@ pub(super) struct ImageBinding {
 #[derive(Clone)]
 enum Pixels {
     Tensors(BatchMemory<f32>),
+    Blocks(BatchMemory<f32>, Grid),
     /// [`BYTE_PIXELS`].
     Bytes(BatchMemory<u8>),
+}
+
+/// Blocks of pixels as an input takes them.
+#[derive(Clone)]
+struct Grid {
+    /// Rows, blocks in each, and values of a block, with those around a picture.
+    shape: [usize; 3],
+    /// Those of a picture.
+    rows: Range<usize>,
+    columns: Range<usize>,
 }
 
 impl ImageBinding {
@@ -155,6 +167,26 @@ impl ImageBinding {
     fn new(height: usize, width: usize) -> Self {
         let pixels = Pixels::Tensors(BatchMemory::default());
         Self { height, width, input: String::new(), batch_size: None, text: Vec::new(), table: None, pixels }
+    }
+
+    /// The pictures as `input` takes them.
+    fn grid(&self, input: &TensorSpec, blocks: PixelBlocks) -> Result<Grid, String> {
+        let (rows, columns) = (self.height / blocks.height, self.width / blocks.width);
+        let grid = match input.shape[..] {
+            [_, Some(all_rows), Some(all_columns), Some(values)] => Some(Grid {
+                shape: [all_rows, all_columns, values],
+                rows: blocks.above..blocks.above + rows,
+                columns: blocks.before..blocks.before + columns,
+            }),
+            _ => None,
+        };
+        let fits = |grid: &Grid| {
+            let pixels = (rows * blocks.height, columns * blocks.width);
+            let [all_rows, all_columns, values] = grid.shape;
+            let is_within = grid.rows.end <= all_rows && grid.columns.end <= all_columns;
+            pixels == (self.height, self.width) && values == 3 * blocks.height * blocks.width && is_within
+        };
+        grid.filter(fits).ok_or_else(|| format!("input '{}' takes blocks of another shape", input.name))
     }
 
     /// A black picture for `input`, to run the other encoder of a combined graph.
@@ -170,7 +202,9 @@ impl Binding for ImageBinding {
 
     fn bind(&self, inputs: &[TensorSpec]) -> Result<Self, String> {
         let named = |name| inputs.iter().find(|input| input.name == name);
-        let input = named(BYTE_PIXELS).or_else(|| named("pixel_values")).or(match inputs {
+        let blocks = inputs.iter().find_map(|input| Some((input, input.blocks?)));
+        let named = named(BYTE_PIXELS).or_else(|| blocks.map(|(input, _)| input)).or_else(|| named("pixel_values"));
+        let input = named.or(match inputs {
             [only] => Some(only),
             _ => None,
         });
@@ -178,7 +212,10 @@ impl Binding for ImageBinding {
             let names: Vec<_> = inputs.iter().map(|input| input.name.as_str()).collect();
             format!("has no input 'pixel_values', but {}", names.join(", "))
         })?;
-        let (pixels, wanted) = if input.name == BYTE_PIXELS {
+        let (pixels, wanted) = if let Some((input, blocks)) = blocks {
+            let grid = self.grid(input, blocks)?;
+            (Pixels::Blocks(BatchMemory::default(), grid.clone()), grid.shape)
+        } else if input.name == BYTE_PIXELS {
             (Pixels::Bytes(BatchMemory::default()), [self.height, self.width, 3])
         } else {
             (Pixels::Tensors(BatchMemory::default()), [3, self.height, self.width])
@@ -228,6 +265,7 @@ impl Binding for ImageBinding {
     fn pinned(self, pinning: Pinning) -> Self {
         let pixels = match self.pixels {
             Pixels::Tensors(_) => Pixels::Tensors(BatchMemory::new(pinning)),
+            Pixels::Blocks(_, grid) => Pixels::Blocks(BatchMemory::new(pinning), grid),
             Pixels::Bytes(_) => Pixels::Bytes(BatchMemory::new(pinning)),
         };
         Self { pixels, ..self }
@@ -244,6 +282,12 @@ impl Binding for ImageBinding {
         let pixels = match &mut self.pixels {
             Pixels::Tensors(memory) => {
                 Tensor::F32(stacked(memory, [size, 3, height, width], batch, PreparedImage::write_tensor))
+            }
+            Pixels::Blocks(memory, Grid { shape: [all_rows, all_columns, values], rows, columns }) => {
+                // What lies around stays as it is: zeros.
+                Tensor::F32(stacked(memory, [size, *all_rows, *all_columns, *values], batch, |image, mut place| {
+                    image.write_blocks(place.slice_mut(s![rows.clone(), columns.clone(), ..]));
+                }))
             }
             Pixels::Bytes(memory) => {
                 Tensor::U8(stacked(memory, [size, height, width, 3], batch, PreparedImage::write_bytes))
@@ -288,6 +332,7 @@ mod tests {
             name: name.to_owned(),
             element_type: TensorElementType::Float32,
             shape: shape.iter().map(|&size| usize::try_from(size).ok()).collect(),
+            blocks: None,
         }
     }
 
@@ -322,6 +367,36 @@ mod tests {
         let [(BYTE_PIXELS, Tensor::U8(pixels)), ("input_ids", _)] = &stacked[..] else { panic!("wrong inputs") };
         assert_eq!(pixels.shape(), [2, 4, 6, 3]);
         assert!(binding().bind(&[bytes(&[-1, 3, 4, 6])]).is_err());
+    }
+
+    #[test]
+    fn what_takes_blocks_is_given_blocks_with_zeros_around() {
+        let blocks = |shape: &[i64], [height, width, above, before]: [usize; 4]| TensorSpec {
+            blocks: Some(PixelBlocks { height, width, above, before }),
+            ..input("blocks", shape)
+        };
+        let two = [input("input_ids", &[-1, -1]), blocks(&[-1, 4, 3, 12], [2, 2, 1, 0])];
+        let mut bound = binding().bind(&two).unwrap().pinned(Pinning::default());
+        // The second time, over what the first one left behind.
+        for value in [2.0, 1.0] {
+            let batch = [PreparedImage::uniform(4, 6, value)];
+            let stacked = bound.stack(&batch);
+            let [("blocks", Tensor::F32(pixels)), ("input_ids", _)] = &stacked[..] else { panic!("wrong inputs") };
+            assert_eq!(pixels.shape(), [1, 4, 3, 12]);
+            let sums = [0, 1, 2, 3].map(|row| pixels.slice(s![0, row, .., ..]).sum());
+            assert_eq!(sums, [0.0, 36.0 * value, 36.0 * value, 0.0]);
+        }
+        for (shape, numbers) in [
+            (&[-1, 2, 3, 12][..], [2, 2, 1, 0]),
+            (&[-1, 2, 2, 12], [2, 2, 0, 0]),
+            (&[-1, 2, 3, 27], [3, 3, 0, 0]),
+            (&[-1, 2, 3, 3], [2, 2, 0, 0]),
+            (&[-1, -1, 3, 12], [2, 2, 0, 0]),
+            (&[-1, 6, 12], [2, 2, 0, 0]),
+        ] {
+            let error = binding().bind(&[blocks(shape, numbers)]).err().unwrap();
+            assert!(error.contains("blocks of another shape"), "{shape:?}: {error}");
+        }
     }
 
     #[test]

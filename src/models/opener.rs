@@ -316,6 +316,7 @@ impl<B: Binding> Opener<B> {
             same_shapes: false,
             // With TensorRT this has not been tried.
             pixel_table: self.binding.pixel_table().filter(|_| plan.provider == ExecutionProvider::Cuda),
+            pixel_blocks: self.binding.pixel_table().is_some(),
             largest_side: self.binding.largest_side(),
             device_id: self.device_id,
             max_batch_size: plan.max_batch_size,

@@ -309,6 +309,7 @@ mod tests {
             name: name.to_owned(),
             element_type: TensorElementType::Int64,
             shape: shape.iter().map(|&size| usize::try_from(size).ok()).collect(),
+            blocks: None,
         }
     }
 

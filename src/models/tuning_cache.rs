@@ -10,7 +10,7 @@ use super::stored_graph::StoredGraph;
 use super::tuning::Tuning;
 
 /// To be raised when something else is measured than before.
-const REVISION: u32 = 9;
+const REVISION: u32 = 10;
 
 /// Where measurements of a graph are kept between starts. Everything that could change them is in the name.
 pub(super) struct TuningCache(PathBuf);

@@ -1,5 +1,6 @@
 //! An image on its way from decoding to inference.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use ndarray::{Array3, ArrayView1, ArrayView2, ArrayViewMut3, Zip, s};
@@ -89,6 +90,47 @@ impl PreparedImage {
         }
     }
 
+    /// Writes the values of the tensor to `target`, which has the shape `[rows of blocks, blocks in a row, values of a block]`: those of a block are
+    /// all its reds, row by row, then all its greens and blues.
+    ///
+    /// # Panics
+    /// `target` has another shape, or the values of a row do not lie one after the other.
+    pub fn write_blocks(&self, mut target: ArrayViewMut3<'_, f32>) {
+        let (rows, columns, values) = target.dim();
+        let (height, width) = self.size();
+        let side = |length: usize, blocks: usize| length.checked_div(blocks).unwrap_or_default();
+        let (block_height, block_width) = (side(height, rows), side(width, columns));
+        let pixels = (rows * block_height, columns * block_width);
+        assert_eq!((pixels, 3 * block_height * block_width), ((height, width), values), "blocks have another shape");
+        let shown = self.shown();
+        let pixel_rows: Vec<&[[u8; 3]]> = shown.as_chunks().0.chunks_exact(width.max(1)).collect();
+        for (mut blocks, pixel_rows) in target.outer_iter_mut().zip(pixel_rows.chunks(block_height.max(1))) {
+            let blocks = blocks.as_slice_mut();
+            assert!(blocks.is_some(), "a row of blocks is not in one piece");
+            let blocks = blocks.unwrap_or_default();
+            for (row, pixels) in pixel_rows.iter().enumerate() {
+                let place = (row, block_height);
+                // Compiled for a width of two, a picture of 224 × 224 takes 33 to 46 µs instead of 107.
+                match block_width {
+                    2 => write_row_of_blocks(blocks, pixels, place, 2, &self.table),
+                    4 => write_row_of_blocks(blocks, pixels, place, 4, &self.table),
+                    width => write_row_of_blocks(blocks, pixels, place, width, &self.table),
+                }
+            }
+        }
+    }
+
+    /// RGB8, row by row, with what lies around the pixels, which is black.
+    fn shown(&self) -> Cow<'_, [u8]> {
+        if !self.is_surrounded() {
+            return Cow::Borrowed(&self.pixels);
+        }
+        let (height, width) = self.size();
+        let mut shown = Array3::zeros((height, width, 3));
+        self.write_bytes(shown.view_mut());
+        Cow::Owned(shown.into_raw_vec_and_offset().0)
+    }
+
     /// Does anything lie around the pixels?
     fn is_surrounded(&self) -> bool {
         [&self.rows, &self.columns].iter().any(|window| window.seen.len() < window.length)
@@ -96,6 +138,25 @@ impl PreparedImage {
 
     fn pixel_rows(&self) -> impl Iterator<Item = &[[u8; 3]]> {
         self.pixels.as_chunks().0.chunks_exact(self.columns.seen.len().max(1))
+    }
+}
+
+/// Writes a row of pixels, which is the row `row` of blocks of `(row, height)` and `width`, to its places in these.
+#[inline(always)]
+fn write_row_of_blocks(
+    blocks: &mut [f32],
+    pixels: &[[u8; 3]],
+    (row, height): (usize, usize),
+    width: usize,
+    table: &Table,
+) {
+    for (block, pixels) in blocks.chunks_exact_mut(3 * height * width).zip(pixels.chunks_exact(width)) {
+        for (channel, values) in table.iter().enumerate() {
+            let places = &mut block[(channel * height + row) * width..][..width];
+            for (place, pixel) in places.iter_mut().zip(pixels) {
+                *place = values[usize::from(pixel[channel])];
+            }
+        }
     }
 }
 
@@ -123,6 +184,14 @@ mod tests {
                 value(channel, usize::from(bytes[[row, column, channel]]))
             });
             assert_eq!(looked_up, image.tensor());
+            for (height, width) in [(2, 2), (4, 3), (1, 6)] {
+                let mut blocks = Array3::from_elem((4 / height, 6 / width, 3 * height * width), -1.0);
+                image.write_blocks(blocks.view_mut());
+                let from_blocks = Array3::from_shape_fn((3, 4, 6), |(channel, row, column)| {
+                    blocks[[row / height, column / width, (channel * height + row % height) * width + column % width]]
+                });
+                assert_eq!(from_blocks, image.tensor());
+            }
         }
     }
 }

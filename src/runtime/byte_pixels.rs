@@ -33,17 +33,17 @@ pub(super) fn with_byte_pixels(slim: Slim, path: &Path, table: &PixelTable) -> R
 }
 
 /// An input of floats, `[batch, 3, height, width]`.
-struct Pictures {
-    name: String,
-    element_type: u64,
-    batch: Dimension,
+pub(super) struct Pictures {
+    pub(super) name: String,
+    pub(super) element_type: u64,
+    pub(super) batch: Dimension,
     height: Dimension,
     width: Dimension,
 }
 
 impl Graph {
     /// Its only input that may be pictures.
-    fn pictures(&self) -> Option<Pictures> {
+    pub(super) fn pictures(&self) -> Option<Pictures> {
         let mut found = self.inputs.iter().filter_map(|(name, input)| {
             let [batch, channels, height, width] = &input.dimensions[..] else { return None };
             let is_float = [proto::tensor::FLOAT, proto::tensor::FLOAT16].contains(&input.element_type);

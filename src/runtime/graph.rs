@@ -20,7 +20,7 @@ use super::class_token::at_class_token;
 use super::cuda_graph::opening;
 use super::feed_forward::in_blocks;
 use super::mapped_files::{let_go_of_mapped, may_map};
-use super::patches::with_patches_as_rows;
+use super::pixel_blocks::{PIXEL_BLOCKS, PixelBlocks, with_pixel_blocks};
 use super::pointwise::as_convolutions;
 use super::refused::without_refused;
 use super::shared_session::{Capture, Gpu, SharedSession};
@@ -45,6 +45,8 @@ pub struct TensorSpec {
     pub element_type: TensorElementType,
     /// Dimensions; `None` where the graph leaves one open.
     pub shape: Vec<Option<usize>>,
+    /// How it takes pictures, if as blocks of pixels.
+    pub blocks: Option<PixelBlocks>,
 }
 
 /// A batch for one input, in standard layout. Converted to the graph's element type at its edge; what needs no conversion is
@@ -125,16 +127,18 @@ impl Graph {
         let why_not =
             |reason: &dyn Display| tracing::debug!(file = %path.display(), %reason, "it is opened more as it is");
         let opened = substitutes.into_iter().filter(Slim::has_distinct_names).find_map(|slim| {
+            let blocks = slim.blocks;
             let opened = open(Some(slim)).inspect_err(|error| why_not(error)).ok();
             // The cpu provider, which gets what others leave, would use weights where they lie in the file, at any address.
-            opened.filter(|(_, counts)| {
+            let opened = opened.filter(|(_, counts)| {
                 let other = counts.keys().find(|name| *name != provider.runtime_name());
                 other.inspect(|other| why_not(other)).is_none()
-            })
+            });
+            Some((opened?, blocks))
         });
-        let (session, counts) = match opened {
+        let ((session, counts), blocks) = match opened {
             Some(opened) => opened,
-            None => open(None)?,
+            None => (open(None)?, None),
         };
         let nodes: usize = counts.values().sum();
         let own = counts.get(provider.runtime_name()).copied().unwrap_or(0);
@@ -147,8 +151,12 @@ impl Graph {
         }
         let capture = options.same_shapes.then(Capture::new).transpose().map_err(run_error)?;
         let gpu = (!provider.is_on_cpu()).then_some(Gpu { device_id: options.device_id, capture });
+        let mut inputs = specs(session.inputs(), path)?;
+        for input in inputs.iter_mut().filter(|input| input.name == PIXEL_BLOCKS) {
+            input.blocks = blocks;
+        }
         let graph = Self {
-            inputs: specs(session.inputs(), path)?,
+            inputs,
             outputs: specs(session.outputs(), path)?,
             session: Arc::new(SharedSession::new(session, gpu)),
             nodes,
@@ -252,7 +260,7 @@ fn substitutes(path: &Path, options: &SessionOptions) -> Result<(Vec<Slim>, Vec<
     // f32 is the reference, so its sums are not made in other parts.
     let slim = match slim {
         Some(slim) if is_openvino && options.precision == Precision::Bf16 => {
-            let slim = with_patches_as_rows(slim, path, &options.dimensions)?;
+            let slim = if options.pixel_blocks { with_pixel_blocks(slim, path, &options.dimensions)? } else { slim };
             let slim = in_blocks(with_keys_as_rows(slim, path)?, path)?;
             Some(side_by_side(slim, path, &options.dimensions)?)
         }
@@ -325,7 +333,7 @@ fn commit(
 /// The graph in the file `path` as it is.
 fn whole(path: &Path) -> Result<Slim, RuntimeError> {
     let bytes = std::fs::read(path).map_err(|error| RuntimeError::Graph(format!("{}: {error}", path.display())))?;
-    Ok(Slim { bytes, file: path.to_owned() })
+    Ok(Slim { bytes, file: path.to_owned(), blocks: None })
 }
 
 fn dispatch(options: &SessionOptions) -> Vec<ExecutionProviderDispatch> {
@@ -357,6 +365,7 @@ fn specs(outlets: &[Outlet], path: &Path) -> Result<Vec<TensorSpec>, RuntimeErro
             name: outlet.name().to_owned(),
             element_type,
             shape: shape.iter().map(|&size| usize::try_from(size).ok()).collect(),
+            blocks: None,
         })
     };
     outlets.iter().map(spec).collect()

@@ -19,7 +19,7 @@ mod onnx_file;
 mod onnx_graph;
 mod onnx_parts;
 mod onnx_proto;
-mod patches;
+mod pixel_blocks;
 mod pointwise;
 mod protobuf;
 mod provider;
@@ -42,6 +42,7 @@ pub use huge_pages::use_huge_pages;
 pub use library::Runtime;
 pub use memory::{give_back_freed_memory, set_up_allocator};
 pub use onnx_file::OnnxFile;
+pub use pixel_blocks::PixelBlocks;
 pub use provider::{ExecutionProvider, Precision, SessionOptions};
 
 /// Weights that fill more than this are read from memory each time they are used, in bytes: the cache (L2) of each core of the Xeons

@@ -461,7 +461,7 @@ impl Tensor {
     }
 
     /// The same values in a file as a tensor of another shape.
-    fn reshaped(&self, shape: &[u64]) -> Option<Vec<u8>> {
+    pub(super) fn reshaped(&self, shape: &[u64]) -> Option<Vec<u8>> {
         let mut reshaped = tensor(&self.name, shape, self.data_type);
         self.place.as_ref()?.put(&mut reshaped);
         Some(reshaped)

@@ -151,6 +151,8 @@ pub struct SessionOptions {
     /// What becomes of each byte of a picture, where the graph is to be given bytes: as [`super::BYTE_PIXELS`] instead of as floats, if
     /// it can be.
     pub pixel_table: Option<Arc<PixelTable>>,
+    /// Is the graph to be given pictures as [`super::PixelBlocks`], if it can be? OpenVINO in bf16 alone.
+    pub pixel_blocks: bool,
     /// The longest side of the pictures that the graph is given, in pixels: no feature map is larger.
     pub largest_side: usize,
     /// Which GPU.
@@ -176,6 +178,7 @@ impl SessionOptions {
             dimensions: Vec::new(),
             same_shapes: false,
             pixel_table: None,
+            pixel_blocks: false,
             largest_side,
             device_id: 0,
             max_batch_size,
@@ -280,6 +283,7 @@ mod tests {
             dimensions: Vec::new(),
             same_shapes: false,
             pixel_table: None,
+            pixel_blocks: false,
             largest_side: 224,
             device_id: 1,
             max_batch_size: 8,

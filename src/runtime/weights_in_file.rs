@@ -10,7 +10,7 @@ use super::onnx_file::element_type;
 use super::onnx_graph::{Model, Tensor};
 use super::onnx_parts::{Place, tensor};
 use super::protobuf::{Message, Value, put_bytes};
-use super::{RuntimeError, onnx_proto as proto};
+use super::{PixelBlocks, RuntimeError, onnx_proto as proto};
 
 /// Smaller weights stay in the graph, in bytes. Some of them are parameters of nodes, which providers expect there.
 const SMALLEST: u64 = 1024;
@@ -21,6 +21,8 @@ pub(super) struct Slim {
     pub(super) bytes: Vec<u8>,
     /// The file.
     pub(super) file: PathBuf,
+    /// How its pictures are given, if as blocks of pixels.
+    pub(super) blocks: Option<PixelBlocks>,
 }
 
 impl Slim {
@@ -75,7 +77,7 @@ pub(super) fn with_weights_in_file(path: &Path, external: &BTreeSet<PathBuf>) ->
             Some(_) => graph.with_slim(proto::graph::INITIALIZER, 0, |tensor| tensor.placed_tensor(name, size)),
             None => graph.with_slim(proto::graph::INITIALIZER, SMALLEST, |tensor| tensor.slim_tensor(name)),
         });
-        Ok(if_valid(bytes.map(Some))?.map(|bytes| Slim { bytes, file: file.clone() }))
+        Ok(if_valid(bytes.map(Some))?.map(|bytes| Slim { bytes, file: file.clone(), blocks: None }))
     };
     slim().map_err(|error: io::Error| RuntimeError::Graph(format!("{}: {error}", path.display())))
 }

@@ -43,10 +43,9 @@ impl Window {
         Ok(window().filter(|_| is_plain))
     }
 
-    /// Does it meet each pixel once, if as many as it has go into the map?
-    pub(super) fn is_of_patches(&self) -> bool {
-        let (pads, alone) = ([self.before, self.after], [self.dilations, [self.groups; 2]]);
-        self.kernel == self.strides && pads == [[0; 2]; 2] && alone == [[1; 2]; 2]
+    /// Does it meet all pixels within it, and all channels of each?
+    pub(super) fn is_dense(&self) -> bool {
+        self.dilations == [1; 2] && self.groups == 1
     }
 
     /// The size of what it makes of `size` pixels along `axis`, 0 for height and 1 for width; `None` if it does not fit in.

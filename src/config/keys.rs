@@ -188,7 +188,7 @@ pub const KEYS: &[Key] = &[
         "cache_dir",
         "DIR",
         "",
-        "Where what tuning measured, transposed weights and compiled engines are kept between starts; by default ocelli under the user's cache folder.",
+        "Where what tuning measured, hashes, transposed weights and compiled engines are kept between starts; by default ocelli under the user's cache folder.",
     ),
     key(
         "log_level",

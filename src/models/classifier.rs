@@ -50,7 +50,7 @@ impl Classifier {
             model: &parts.name,
             graph: "model",
             file: graph,
-            stored: &StoredGraph::read(graph, folder)?,
+            stored: &StoredGraph::read(graph, folder, &context.cache_dir)?,
             judged_with: None,
             folder,
             outputs: &["logits"],

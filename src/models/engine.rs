@@ -139,7 +139,7 @@ impl<B: Binding> Engine<B> {
             // Tuning would only have tried it.
             let left_out =
                 |error: &LoadError| tracing::warn!(model = source.model, %error, "the int8 graph is left out");
-            let stored = StoredGraph::read(&path, source.folder).inspect_err(left_out).ok()?;
+            let stored = StoredGraph::read(&path, source.folder, &context.cache_dir).inspect_err(left_out).ok()?;
             Some((path, stored))
         });
         let (int8_file, int8) = int8.unzip();
@@ -177,7 +177,7 @@ impl<B: Binding> Engine<B> {
         Ok(engine)
     }
 
-    /// Starts the workers of `plan` on `sessions`, which [`open_crew`] opened for it; they relieve those that there are.
+    /// Starts the workers of `plan` on `sessions`, which [`Opener::open_crew`] opened for it; they relieve those that there are.
     pub(super) fn run(
         &self,
         plan: Plan,
@@ -384,14 +384,4 @@ impl Pending {
 
 fn job<B: Binding>(item: B::Item, ticket: Ticket, reply: Reply) -> Job<GraphModel<B>> {
     Job { input: item, deadline: ticket.deadline, reply, permit: ticket.permit }
-}
-
-/// Opens the sessions of a plan's workers, the solo one's last.
-pub(super) fn open_crew<B: Binding>(opener: &Opener<B>, plan: &Plan) -> Result<Vec<Warmed<B>>, LoadError> {
-    let mut sessions = opener.open_instances(plan)?;
-    if plan.solo_threads.is_some() {
-        give_back_freed_memory();
-        sessions.push(opener.open_solo(plan)?);
-    }
-    Ok(sessions)
 }

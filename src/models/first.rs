@@ -1,7 +1,7 @@
 //! What a graph is served with first, before anything is measured at this start.
 
 use super::LoadError;
-use super::engine::{EngineSource, open_crew};
+use super::engine::EngineSource;
 use super::graph_model::Binding;
 use super::opener::{Opener, Warmed};
 use super::plan::{Plan, first_plan, providers};
@@ -27,7 +27,7 @@ impl<B: Binding> First<B> {
         let kept = cache.read();
         let chosen = |tuning: Tuning| Some((opener.choose(settings, &tuning.candidates)?, tuning));
         if let Some((plan, tuning)) = kept.and_then(chosen) {
-            match open_crew(opener, &plan) {
+            match opener.open_crew(&plan) {
                 Ok(sessions) => {
                     let reason = "auto: measured at an earlier start".to_owned();
                     return Ok(Self { plan, sessions, reason, tuning: Some(tuning) });
@@ -43,7 +43,7 @@ impl<B: Binding> First<B> {
                 true => opener.lone_plan(settings, provider),
                 false => opener.as_asked(settings, first_plan(settings, provider)),
             };
-            match open_crew(opener, &plan) {
+            match opener.open_crew(&plan) {
                 Ok(sessions) => {
                     let mut reason = reason(settings, &failures);
                     if plan.max_batch_size < settings.batch_policy.max_batch_size {

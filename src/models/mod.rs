@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_report;
+mod cache_file;
 mod classifier;
 mod contest;
 mod engine;

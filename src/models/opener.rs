@@ -155,24 +155,50 @@ impl<B: Binding> Opener<B> {
     /// Opens the sessions of a plan's instances: for full batches, and where smaller ones would take as long, others beside them for those.
     /// Each is opened for the one size that it will be given (ViT-B/16 and CLIP take 3 to 9 % longer where the size is open).
     pub(super) fn open_instances(&self, plan: &Plan) -> Result<Vec<Warmed<B>>, LoadError> {
-        let full = Use::of(plan, Role::Instance);
-        let Some(small) = plan.small_batch_size else { return self.open(plan, &full) };
-        let mut opened: Option<(usize, Vec<Warmed<B>>)> = None;
-        for size in session_sizes(small, plan.max_batch_size) {
-            if opened.is_some() {
-                // What opening needed is not kept while the next one is opened.
-                give_back_freed_memory();
-            }
-            let mut sessions = self.open(plan, &Use { sizes: BatchSizes::Only(size), ..full })?;
-            if let Some((batch_size, smaller)) = opened {
-                for (session, small) in sessions.iter_mut().zip(smaller) {
-                    session.model.small = Some(Small { batch_size, model: Box::new(small.model) });
-                    session.batch_sizes.splice(..0, small.batch_sizes);
-                }
-            }
-            opened = Some((size, sessions));
+        let smallest = self.open_smallest(plan)?;
+        self.with_larger(plan, smallest)
+    }
+
+    /// Opens the sessions of all of a plan's workers, the solo one's last.
+    pub(super) fn open_crew(&self, plan: &Plan) -> Result<Vec<Warmed<B>>, LoadError> {
+        if plan.solo_threads.is_none() {
+            return self.open_instances(plan);
         }
-        Ok(opened.map_or_else(Vec::new, |(_, sessions)| sessions))
+        // A session is opened by one thread, so another one opens the solo worker's meanwhile: not beside the largest, when the most memory
+        // is taken.
+        let (smallest, solo) = std::thread::scope(|scope| {
+            let solo = scope.spawn(|| self.open_solo(plan));
+            (self.open_smallest(plan), solo.join())
+        });
+        let panicked = |_| Err(LoadError::System("a thread that opens sessions panicked".to_owned()));
+        let solo = solo.unwrap_or_else(panicked)?;
+        let mut sessions = self.with_larger(plan, smallest?)?;
+        sessions.push(solo);
+        Ok(sessions)
+    }
+
+    /// Opens the sessions of a plan's instances for its small batches, or for all if it has none.
+    fn open_smallest(&self, plan: &Plan) -> Result<Vec<Warmed<B>>, LoadError> {
+        let full = Use::of(plan, Role::Instance);
+        self.open(plan, &Use { sizes: plan.small_batch_size.map_or(full.sizes, BatchSizes::Only), ..full })
+    }
+
+    /// Opens the sessions of a plan's instances for larger batches, where it has `sessions` for small ones.
+    fn with_larger(&self, plan: &Plan, mut sessions: Vec<Warmed<B>>) -> Result<Vec<Warmed<B>>, LoadError> {
+        let Some(small) = plan.small_batch_size else { return Ok(sessions) };
+        let mut batch_size = small;
+        for larger in session_sizes(small, plan.max_batch_size).filter(|&size| size > small) {
+            // What opening needed is not kept while the next one is opened.
+            give_back_freed_memory();
+            let wanted = Use { sizes: BatchSizes::Only(larger), ..Use::of(plan, Role::Instance) };
+            let smaller = std::mem::replace(&mut sessions, self.open(plan, &wanted)?);
+            for (session, small) in sessions.iter_mut().zip(smaller) {
+                session.model.small = Some(Small { batch_size, model: Box::new(small.model) });
+                session.batch_sizes.splice(..0, small.batch_sizes);
+            }
+            batch_size = larger;
+        }
+        Ok(sessions)
     }
 
     /// Opens the solo worker's session.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::LoadError;
 use super::contest::{BUDGET, HOPELESS, Measured, Trial};
-use super::engine::{Engine, open_crew};
+use super::engine::Engine;
 use super::graph_model::Binding;
 use super::opener::{Opener, Warmed};
 use super::plan::{Plan, first_plan, providers};
@@ -182,7 +182,7 @@ impl<B: Binding> Tuner<'_, B> {
             return;
         }
         let reason = "auto: the tuned plan does not work".to_owned();
-        let sessions = open_crew(&self.engine.opener, &before);
+        let sessions = self.engine.opener.open_crew(&before);
         if let Err(error) = sessions.and_then(|sessions| self.engine.run(before, sessions, reason, None)) {
             self.warn(&error, "nor can the plan before it be gone back to");
         }
@@ -224,7 +224,7 @@ impl<B: Binding> Tuner<'_, B> {
         }
         let plan = Plan { precision: best.precision, ..opener.lone_plan(settings, best.provider) };
         let reason = "auto: the fastest arithmetic of those measured";
-        let gone_over = open_crew(opener, &plan).and_then(|sessions| {
+        let gone_over = opener.open_crew(&plan).and_then(|sessions| {
             self.engine.run(plan, sessions.clone(), reason.to_owned(), None)?;
             Ok(sessions)
         });
@@ -400,7 +400,7 @@ impl<B: Binding> Tuner<'_, B> {
             go_on_with(*alone, session)?;
         }
         let Some(threads) = plan.solo_threads else {
-            return self.engine.run(plan, open_crew(opener, &plan)?, reason, Some(tuning));
+            return self.engine.run(plan, opener.open_crew(&plan)?, reason, Some(tuning));
         };
         let alone =
             Plan { instances: 1, threads, max_batch_size: 1, small_batch_size: None, solo_threads: None, ..plan };

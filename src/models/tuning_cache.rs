@@ -1,10 +1,10 @@
 //! What tuning measured, kept between starts.
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
 
+use super::cache_file;
 use super::engine::EngineSource;
 use super::stored_graph::StoredGraph;
 use super::tuning::Tuning;
@@ -40,15 +40,8 @@ impl TuningCache {
 
     /// Keeps measurements for later starts.
     pub(super) fn write(&self, tuning: &Tuning) {
-        let write = || {
-            std::fs::create_dir_all(self.0.parent().unwrap_or(Path::new("")))?;
-            // In one step, so that no other start reads half of it. In containers, all processes have the same number.
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-            let partial = self.0.with_extension(format!("{}-{now}.partial", std::process::id()));
-            std::fs::write(&partial, serde_json::to_vec(tuning)?)?;
-            std::fs::rename(&partial, &self.0)
-        };
-        if let Err(error) = write() {
+        let written = serde_json::to_vec(tuning).map_err(Into::into).and_then(|text| cache_file::write(&self.0, &text));
+        if let Err(error) = written {
             tracing::warn!(file = %self.0.display(), %error, "what was measured cannot be kept; the next start will measure again");
         }
     }

@@ -65,8 +65,8 @@ impl ZeroShotClassifier {
             return Err(LoadError::System(format!("{} is not a dual encoder", folder.name)));
         };
         let metrics = context.metrics.model(&folder.name);
-        let vision_graph = StoredGraph::read(&dual.vision_graph, &folder.path)?;
-        let text_graph = StoredGraph::read(&dual.text_graph, &folder.path)?;
+        let vision_graph = StoredGraph::read(&dual.vision_graph, &folder.path, &context.cache_dir)?;
+        let text_graph = StoredGraph::read(&dual.text_graph, &folder.path, &context.cache_dir)?;
         let vision_source = EngineSource {
             model: &folder.name,
             graph: "vision_model",

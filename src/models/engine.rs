@@ -144,7 +144,8 @@ impl<B: Binding> Engine<B> {
         });
         let (int8_file, int8) = int8.unzip();
         let sha256 = source.stored.sha256.clone();
-        let files = Files { graph: source.file.to_path_buf(), int8: int8_file, sha256 };
+        let weights = source.stored.parameters.values().sum();
+        let files = Files { graph: source.file.to_path_buf(), int8: int8_file, sha256, weights };
         let cache = TuningCache::new(&context.cache_dir, source, int8.as_ref(), &context.runtime.library);
         let stored = (source.stored.clone(), int8);
         let opener = Opener {

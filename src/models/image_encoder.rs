@@ -171,7 +171,7 @@ impl ImageBinding {
 
     /// The pictures as `input` takes them.
     fn grid(&self, input: &TensorSpec, blocks: PixelBlocks) -> Result<Grid, String> {
-        let (rows, columns) = (self.height / blocks.height, self.width / blocks.width);
+        let PixelBlocks { rows, columns, .. } = blocks;
         let grid = match input.shape[..] {
             [_, Some(all_rows), Some(all_columns), Some(values)] => Some(Grid {
                 shape: [all_rows, all_columns, values],
@@ -371,11 +371,11 @@ mod tests {
 
     #[test]
     fn what_takes_blocks_is_given_blocks_with_zeros_around() {
-        let blocks = |shape: &[i64], [height, width, above, before]: [usize; 4]| TensorSpec {
-            blocks: Some(PixelBlocks { height, width, above, before }),
+        let blocks = |shape: &[i64], [height, width, rows, columns, above, before]: [usize; 6]| TensorSpec {
+            blocks: Some(PixelBlocks { height, width, rows, columns, above, before }),
             ..input("blocks", shape)
         };
-        let two = [input("input_ids", &[-1, -1]), blocks(&[-1, 4, 3, 12], [2, 2, 1, 0])];
+        let two = [input("input_ids", &[-1, -1]), blocks(&[-1, 4, 3, 12], [2, 2, 2, 3, 1, 0])];
         let mut bound = binding().bind(&two).unwrap().pinned(Pinning::default());
         // The second time, over what the first one left behind.
         for value in [2.0, 1.0] {
@@ -387,12 +387,13 @@ mod tests {
             assert_eq!(sums, [0.0, 36.0 * value, 36.0 * value, 0.0]);
         }
         for (shape, numbers) in [
-            (&[-1, 2, 3, 12][..], [2, 2, 1, 0]),
-            (&[-1, 2, 2, 12], [2, 2, 0, 0]),
-            (&[-1, 2, 3, 27], [3, 3, 0, 0]),
-            (&[-1, 2, 3, 3], [2, 2, 0, 0]),
-            (&[-1, -1, 3, 12], [2, 2, 0, 0]),
-            (&[-1, 6, 12], [2, 2, 0, 0]),
+            (&[-1, 2, 3, 12][..], [2, 2, 2, 3, 1, 0]),
+            (&[-1, 2, 2, 12], [2, 2, 2, 3, 0, 0]),
+            (&[-1, 3, 4, 12], [2, 2, 3, 4, 0, 0]),
+            (&[-1, 2, 3, 27], [3, 3, 2, 3, 0, 0]),
+            (&[-1, 2, 3, 3], [2, 2, 2, 3, 0, 0]),
+            (&[-1, -1, 3, 12], [2, 2, 2, 3, 0, 0]),
+            (&[-1, 6, 12], [2, 2, 2, 3, 0, 0]),
         ] {
             let error = binding().bind(&[blocks(shape, numbers)]).err().unwrap();
             assert!(error.contains("blocks of another shape"), "{shape:?}: {error}");

@@ -57,7 +57,7 @@ fn kept_hash(graph: &Path, file: &OnnxFile, cache_dir: &Path) -> io::Result<Stri
     for path in &files {
         let told = path.metadata()?;
         let (modified, changed) = ((told.mtime(), told.mtime_nsec()), (told.ctime(), told.ctime_nsec()));
-        key.update(format!("{path:?} {} {} {} {modified:?} {changed:?} ", told.dev(), told.ino(), told.len()));
+        key.update(format!("{path:?} {} {} {modified:?} {changed:?} ", told.ino(), told.len()));
         let changed = UNIX_EPOCH + Duration::from_secs(changed.0.try_into().unwrap_or(0));
         changed_last = changed_last.max(told.modified()?).max(changed);
     }

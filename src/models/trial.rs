@@ -246,7 +246,7 @@ mod tests {
         Request {
             onnxruntime: PathBuf::new(),
             cache_dir: PathBuf::new(),
-            files: Files { graph: PathBuf::new(), int8: None, sha256: String::new() },
+            files: Files { graph: PathBuf::new(), int8: None, sha256: String::new(), weights: 0 },
             outputs: Vec::new(),
             device_id: 0,
             plans: vec![Plan {

@@ -31,6 +31,10 @@ pub struct PixelBlocks {
     pub height: usize,
     /// Of a block, in pixels.
     pub width: usize,
+    /// Rows of blocks of a picture.
+    pub rows: usize,
+    /// Blocks in each.
+    pub columns: usize,
     /// Rows of zeros before those of a picture. After them come as many as the input has more.
     pub above: usize,
     /// Blocks of zeros before those of a row. After them come as many as the input has more.
@@ -71,14 +75,17 @@ pub(super) fn with_pixel_blocks(slim: Slim, path: &Path, open: &[(String, usize)
 fn on_blocks(model: &[u8], weights: &Path, open: &[(String, usize)]) -> io::Result<Option<(Vec<u8>, PixelBlocks)>> {
     let mut model = Model::read(model)?;
     let graph = &model.graph;
-    if model.opset < BROADCASTING || graph.has_graphs_inside() {
+    let is_taken = graph.initializer(PIXEL_BLOCKS).is_some() || graph.inputs.contains_key(PIXEL_BLOCKS);
+    if model.opset < BROADCASTING || graph.has_graphs_inside() || is_taken {
         return Ok(None);
     }
     let Some(stem) = graph.stem(&graph.shapes(open)?)? else { return Ok(None) };
     let blocks = stem.blocks();
     tracing::debug!(height = blocks.height, width = blocks.width, "pictures are given as blocks of pixels");
-    let rewritten = stem.put_into(graph, weights)?;
-    model.import(DOMAIN);
+    let (rewritten, has_product) = (stem.put_into(graph, weights)?, stem.is_of_rows());
+    if has_product {
+        model.import(DOMAIN);
+    }
     Ok(Some((model.with_graph(&rewritten), blocks)))
 }
 
@@ -93,7 +100,31 @@ struct Stem<'g> {
     /// The nodes between the pictures and the convolution, which it does without.
     casts: Vec<usize>,
     /// The nodes that ask for the shape of the pictures.
-    shapes: Vec<usize>,
+    shapes: Vec<(usize, Asked)>,
+}
+
+/// What a node asks for of the shape of pictures.
+enum Asked {
+    Whole,
+    /// How many they are, as a list of one number.
+    Number,
+}
+
+impl Asked {
+    /// What `node` asks for, if nothing else.
+    fn by(node: &Node) -> io::Result<Option<Self>> {
+        if node.operator != "Shape" {
+            return Ok(None);
+        }
+        let mut part = node.integers()?;
+        let starts = part.remove("start").is_none_or(|start| start == [0]);
+        let end = part.remove("end");
+        Ok(match end.as_deref() {
+            None if starts && part.is_empty() => Some(Self::Whole),
+            Some([1]) if starts && part.is_empty() => Some(Self::Number),
+            _ => None,
+        })
+    }
 }
 
 /// One side of pictures, and of the kernels that go over them.
@@ -154,10 +185,10 @@ impl Graph {
             }
             let mut others = Vec::new();
             for &reader in self.readers(value) {
-                let node = &self.nodes[reader];
-                // With attributes it asks for a part of the shape.
-                let asks = node.operator == "Shape" && node.integers()?.is_empty();
-                if asks { &mut asking } else { &mut others }.push(reader);
+                match Asked::by(&self.nodes[reader])? {
+                    Some(asked) => asking.push((reader, asked)),
+                    None => others.push(reader),
+                }
             }
             let &[reader] = &others[..] else { return Ok(None) };
             let node = &self.nodes[reader];
@@ -171,7 +202,10 @@ impl Graph {
                     return Ok(found.map(stem));
                 }
                 // To floats, which they are.
-                "Cast" if node.integers()?.get("to").is_some_and(|to| to[..] == [proto::tensor::FLOAT]) => {
+                "Cast"
+                    if node.integers()?.get("to").is_some_and(|to| to[..] == [proto::tensor::FLOAT])
+                        && !casts.contains(&reader) =>
+                {
                     casts.push(reader);
                     value = &node.outputs[0];
                 }
@@ -188,12 +222,16 @@ impl Graph {
         [colors, height, width]: [u64; 3],
     ) -> Option<(&Tensor, [Side; 2])> {
         let kernels = self.own_weights(convolution)?;
-        let is_whole = kernels.shape.get(1..) == Some(&[colors, window.kernel[0], window.kernel[1]]);
+        let is_whole = kernels.shape.get(1..) == Some(&[colors, window.kernel[0], window.kernel[1]])
+            && kernels.place.as_ref().is_some_and(|place| kernels.values().checked_mul(4) == Some(place.length));
+        if !is_whole || !window.is_dense() {
+            return None;
+        }
         let sides = [Side::of(window, 0, height)?, Side::of(window, 1, width)?];
         let [before, after] = [|side: &Side| side.kernel, |side: &Side| side.covered * side.step]
             .map(|length| sides.iter().map(length).product::<u64>());
         let is_worth_it = sides.iter().any(|side| side.step > 1) && after <= before * MOST_VALUES;
-        (window.is_dense() && is_whole && is_worth_it).then_some((kernels, sides))
+        is_worth_it.then_some((kernels, sides))
     }
 }
 
@@ -213,8 +251,8 @@ impl Stem<'_> {
         for (index, node) in graph.nodes.iter().enumerate() {
             if index == self.node {
                 self.put(node, &mut rewritten);
-            } else if self.shapes.contains(&index) {
-                self.put_shape(&node.outputs[0], &mut rewritten);
+            } else if let Some((_, asked)) = self.shapes.iter().find(|(asking, _)| *asking == index) {
+                self.put_shape(&node.outputs[0], asked, &mut rewritten);
             } else if !self.casts.contains(&index) {
                 put_bytes(&mut rewritten, proto::graph::NODE, &node.bytes);
             }
@@ -227,6 +265,8 @@ impl Stem<'_> {
         PixelBlocks {
             height: height.step as usize,
             width: width.step as usize,
+            rows: height.blocks() as usize,
+            columns: width.blocks() as usize,
             above: height.around[0] as usize,
             before: width.around[0] as usize,
         }
@@ -316,18 +356,23 @@ impl Stem<'_> {
         }
     }
 
-    /// Appends what makes `shape`, that of the pictures, to a `GraphProto`: it is that of the blocks, but for the number of pictures.
-    fn put_shape(&self, shape: &str, graph: &mut Vec<u8>) {
+    /// Appends what makes `shape`, what is asked for of that of the pictures, to a `GraphProto`.
+    fn put_shape(&self, shape: &str, asked: &Asked, graph: &mut Vec<u8>) {
         let [blocks, first, batch, picture] =
             ["blocks", "first", "batch", "picture"].map(|what| format!("{shape}/{what}"));
-        let [height, width] = &self.sides;
+        let number = if let Asked::Number = asked { shape } else { &batch };
         put_bytes(graph, proto::graph::INITIALIZER, &sizes(&first, &[0]));
-        put_bytes(graph, proto::graph::INITIALIZER, &sizes(&picture, &[COLORS, height.length, width.length]));
-        for bytes in [
+        let mut nodes = vec![
             node("Shape", &[PIXEL_BLOCKS], &[&blocks], None),
-            node("Gather", &[&blocks, &first], &[&batch], Some(("axis", 0))),
-            node("Concat", &[&batch, &picture], &[shape], Some(("axis", 0))),
-        ] {
+            node("Gather", &[&blocks, &first], &[number], Some(("axis", 0))),
+        ];
+        if let Asked::Whole = asked {
+            let [height, width] = &self.sides;
+            let sizes = sizes(&picture, &[COLORS, height.length, width.length]);
+            put_bytes(graph, proto::graph::INITIALIZER, &sizes);
+            nodes.push(node("Concat", &[&batch, &picture], &[shape], Some(("axis", 0))));
+        }
+        for bytes in nodes {
             put_bytes(graph, proto::graph::NODE, &bytes);
         }
     }
@@ -424,7 +469,9 @@ mod tests {
                 let nodes = [convolution(inputs, kernel, strides, pads), flat()];
                 let model = on_blocks_of(folder.path(), &nodes, kernel).unwrap();
                 let [height, width] = strides.map(|step| step as usize);
-                assert_eq!(model.1, PixelBlocks { height, width, above: around[0], before: around[1] });
+                let (rows, columns) = (HEIGHT as usize / height, WIDTH as usize / width);
+                let [above, before] = around;
+                assert_eq!(model.1, PixelBlocks { height, width, rows, columns, above, before });
                 let graph = same_answers(folder.path(), &model);
                 assert_eq!(["Conv", FUSED_PRODUCT].map(|operator| count(&graph, operator)), [1, 0]);
             }
@@ -451,7 +498,9 @@ mod tests {
             convolution(&["floats", "kernels"], [3, 3], [2, 2], [0, 0, 1, 1]),
             node("Shape", &["x"], &["shape"], None),
             node("Shape", &["floats"], &["same shape"], None),
-            node("Mul", &["shape", "same shape"], &["sizes"], None),
+            with_integer(node("Shape", &["x"], &["number"], None), "end", 1),
+            node("Mul", &["shape", "same shape"], &["squares"], None),
+            node("Mul", &["squares", "number"], &["sizes"], None),
             with_integer(node("Cast", &["sizes"], &["numbers"], None), "to", proto::tensor::FLOAT),
             node("ReduceSum", &["numbers"], &["sum"], None),
             node("Mul", &["map", "sum"], &["times"], None),
@@ -497,5 +546,7 @@ mod tests {
         let answer = with_integer(node("Cast", &["x"], &["out"], None), "to", proto::tensor::FLOAT);
         let conv = convolution(&["out", "kernels"], [3, 3], [2, 2], [0, 0, 1, 1]);
         assert!(stays(&[answer, conv], [HEIGHT, WIDTH], 17), "the pictures are an output");
+        let circle = with_integer(node("Cast", &["x"], &["x"], None), "to", proto::tensor::FLOAT);
+        assert!(stays(&[circle], [HEIGHT, WIDTH], 17));
     }
 }

@@ -37,7 +37,7 @@ impl StoredGraph {
     /// tenth to a fifth of a start.
     pub(super) fn read(path: &Path, folder: &Path, cache_dir: &Path) -> Result<Self, LoadError> {
         let file = OnnxFile::read(path)?;
-        let sha256 = kept_hash(path, &file, cache_dir)
+        let sha256 = kept_hash(path, &file, cache_dir, SystemTime::now())
             .map_err(|error| LoadError::System(format!("{}: {error}", path.display())))?;
         let name = path.strip_prefix(folder).unwrap_or(path).display().to_string();
         Ok(Self { file: name, parameters: file.parameters, sha256, open_inputs: file.open_inputs })
@@ -51,7 +51,7 @@ fn files(graph: &Path, file: &OnnxFile) -> Vec<PathBuf> {
 }
 
 /// [`content_hash`], or what it was when these files were last hashed.
-fn kept_hash(graph: &Path, file: &OnnxFile, cache_dir: &Path) -> io::Result<String> {
+fn kept_hash(graph: &Path, file: &OnnxFile, cache_dir: &Path, now: SystemTime) -> io::Result<String> {
     let files = files(graph, file);
     let (mut key, mut changed_last) = (Sha256::new(), UNIX_EPOCH);
     for path in &files {
@@ -66,7 +66,7 @@ fn kept_hash(graph: &Path, file: &OnnxFile, cache_dir: &Path) -> io::Result<Stri
     if let Some(hash) = std::fs::read_to_string(&kept).ok().filter(is_hash) {
         return Ok(hash);
     }
-    let is_settled = SystemTime::now().duration_since(changed_last).is_ok_and(|age| age > RECENT);
+    let is_settled = now.duration_since(changed_last).is_ok_and(|age| age > RECENT);
     let hash = content_hash(&files)?;
     if is_settled && let Err(error) = cache_file::write(&kept, hash.as_bytes()) {
         tracing::warn!(file = %kept.display(), %error, "a hash cannot be kept; the next start will take longer");
@@ -91,7 +91,8 @@ fn content_hash(files: &[PathBuf]) -> io::Result<String> {
     Ok(hexadecimal(&hasher.finalize()))
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+/// As hashes are told.
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -121,11 +122,11 @@ mod tests {
     fn a_hash_is_kept_until_the_file_changes() {
         let (folder, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let graph = graph_in(folder.path());
-        let hash = || kept_hash(&graph, &OnnxFile::default(), cache.path()).unwrap();
+        let hash_at = |now| kept_hash(&graph, &OnnxFile::default(), cache.path(), now).unwrap();
+        let hash = || hash_at(SystemTime::now() + RECENT * 2);
         let kept = || std::fs::read_dir(cache.path().join("hashes")).map_or(0, Iterator::count);
-        let first = hash();
+        let first = hash_at(SystemTime::now());
         assert_eq!(kept(), 0, "it may be changing");
-        std::thread::sleep(RECENT + Duration::from_secs(1));
         assert_eq!((hash(), kept()), (first.clone(), 1));
         let entry = std::fs::read_dir(cache.path().join("hashes")).unwrap().next().unwrap().unwrap().path();
         std::fs::write(&entry, "0".repeat(64)).unwrap();

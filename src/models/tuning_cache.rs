@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::cache_file;
 use super::engine::EngineSource;
-use super::stored_graph::StoredGraph;
+use super::stored_graph::{StoredGraph, hexadecimal};
 use super::tuning::Tuning;
 
 /// To be raised when something else is measured than before.
@@ -28,7 +28,7 @@ impl TuningCache {
         key.update(format!("{version} {REVISION} {graph} {sha256:?} {name:?} {length} {cores} {settings:?}"));
         key.update(processors());
         key.update(descriptions(folder));
-        let hash: String = key.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = hexadecimal(&key.finalize());
         Self(cache_dir.join("tuning").join(format!("{hash}.json")))
     }
 

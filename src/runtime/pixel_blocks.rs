@@ -117,13 +117,14 @@ impl Asked {
             return Ok(None);
         }
         let mut part = node.integers()?;
-        let starts = part.remove("start").is_none_or(|start| start == [0]);
-        let end = part.remove("end");
+        let (start, end) = (part.remove("start"), part.remove("end"));
+        let is_from_first = start.is_none_or(|start| start == [0]) && part.is_empty();
         Ok(match end.as_deref() {
-            None if starts && part.is_empty() => Some(Self::Whole),
-            Some([1]) if starts && part.is_empty() => Some(Self::Number),
-            _ => None,
-        })
+            None => Some(Self::Whole),
+            Some([1]) => Some(Self::Number),
+            Some(_) => None,
+        }
+        .filter(|_| is_from_first))
     }
 }
 

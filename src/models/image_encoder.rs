@@ -172,6 +172,7 @@ impl ImageBinding {
     /// The pictures as `input` takes them.
     fn grid(&self, input: &TensorSpec, blocks: PixelBlocks) -> Result<Grid, String> {
         let PixelBlocks { rows, columns, .. } = blocks;
+        let (height, width) = (rows * blocks.height, columns * blocks.width);
         let grid = match input.shape[..] {
             [_, Some(all_rows), Some(all_columns), Some(values)] => Some(Grid {
                 shape: [all_rows, all_columns, values],
@@ -181,12 +182,16 @@ impl ImageBinding {
             _ => None,
         };
         let fits = |grid: &Grid| {
-            let pixels = (rows * blocks.height, columns * blocks.width);
             let [all_rows, all_columns, values] = grid.shape;
             let is_within = grid.rows.end <= all_rows && grid.columns.end <= all_columns;
-            pixels == (self.height, self.width) && values == 3 * blocks.height * blocks.width && is_within
+            (height, width) == (self.height, self.width) && values == 3 * blocks.height * blocks.width && is_within
         };
-        grid.filter(fits).ok_or_else(|| format!("input '{}' takes blocks of another shape", input.name))
+        grid.filter(fits).ok_or_else(|| {
+            format!(
+                "input '{}' takes blocks of another shape: of pictures of {height} × {width} pixels, but the image processor gives {} × {}",
+                input.name, self.height, self.width
+            )
+        })
     }
 
     /// A black picture for `input`, to run the other encoder of a combined graph.
@@ -398,6 +403,8 @@ mod tests {
             let error = binding().bind(&[blocks(shape, numbers)]).err().unwrap();
             assert!(error.contains("blocks of another shape"), "{shape:?}: {error}");
         }
+        let error = binding().bind(&[blocks(&[-1, 3, 4, 12], [2, 2, 3, 4, 0, 0])]).err().unwrap();
+        assert!(error.ends_with("of 6 × 8 pixels, but the image processor gives 4 × 6"), "{error}");
     }
 
     #[test]

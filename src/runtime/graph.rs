@@ -24,7 +24,7 @@ use super::pixel_blocks::{PIXEL_BLOCKS, PixelBlocks, with_pixel_blocks};
 use super::pointwise::as_convolutions;
 use super::refused::without_refused;
 use super::shared_session::{Capture, Gpu, SharedSession};
-use super::side_by_side::side_by_side;
+use super::stacked_maps::with_stacked_maps;
 use super::transposed::with_transposed;
 use super::weights_in_file::{Slim, are_linked, with_weights_in_file};
 use super::wide_pool::without_wide_pools;
@@ -262,7 +262,7 @@ fn substitutes(path: &Path, options: &SessionOptions) -> Result<(Vec<Slim>, Vec<
         Some(slim) if is_openvino && options.precision == Precision::Bf16 => {
             let slim = if options.pixel_blocks { with_pixel_blocks(slim, path, &options.dimensions)? } else { slim };
             let slim = in_blocks(with_keys_as_rows(slim, path)?, path)?;
-            Some(side_by_side(slim, path, &options.dimensions)?)
+            Some(with_stacked_maps(slim, path, &options.dimensions)?)
         }
         slim => slim,
     };

@@ -26,7 +26,7 @@ mod provider;
 mod refused;
 mod shapes;
 mod shared_session;
-mod side_by_side;
+mod stacked_maps;
 #[cfg(test)]
 mod test_graphs;
 mod transposed;

@@ -206,10 +206,12 @@ impl Graph {
         self.initializers.iter().find(|tensor| tensor.name == name)
     }
 
-    /// What `node` multiplies its first input with, if that is floats in a file.
+    /// What `node` multiplies its first input with, if that is floats in a file, as many as it shall have.
     pub(super) fn weights(&self, node: &Node) -> Option<&Tensor> {
         let weights = self.initializer(node.inputs.get(1)?)?;
-        (weights.data_type == proto::tensor::FLOAT && weights.place.is_some()).then_some(weights)
+        let length = weights.place.as_ref()?.length;
+        (weights.data_type == proto::tensor::FLOAT && weights.values().checked_mul(4) == Some(length))
+            .then_some(weights)
     }
 
     /// [`Self::weights`], if nobody else reads them or may give others.

@@ -67,6 +67,12 @@ const BROADCASTING: [&str; 17] = [
     "Max",
     "Min",
 ];
+/// Operators that make each value of one value and, some of them, of numbers.
+pub(super) const UNARY: [&str; 10] =
+    ["Clip", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh"];
+
+/// Operators that make each value of two values.
+pub(super) const BINARY: [&str; 4] = ["Add", "Sub", "Mul", "Div"];
 /// Operators that go over a map by a window.
 const WINDOWED: [&str; 3] = ["Conv", "MaxPool", "AveragePool"];
 
@@ -126,9 +132,14 @@ impl<'g> Shapes<'g> {
         self.integers.get(value).map(Vec::as_slice)
     }
 
-    /// The shape of `value`, if it has `N` axes and all sizes are known.
+    /// The shape of `value`, if all sizes are known.
+    pub(super) fn known(&self, value: &str) -> Option<Vec<u64>> {
+        numbers(self.of(value)?)
+    }
+
+    /// The same, if it has `N` axes.
     pub(super) fn numbers<const N: usize>(&self, value: &str) -> Option<[u64; N]> {
-        numbers(self.of(value)?)?.try_into().ok()
+        self.known(value)?.try_into().ok()
     }
 
     fn unknown(&mut self) -> Size {

@@ -48,6 +48,11 @@ impl Window {
         self.dilations == [1; 2] && self.groups == 1
     }
 
+    /// Does it meet one pixel at a time, of none but those of the map?
+    pub(super) fn is_of_one_pixel(&self) -> bool {
+        self.kernel == [1; 2] && self.before == [0; 2] && self.after == [0; 2]
+    }
+
     /// The size of what it makes of `size` pixels along `axis`, 0 for height and 1 for width; `None` if it does not fit in.
     pub(super) fn output(&self, axis: usize, size: u64) -> Option<u64> {
         let reach = (self.kernel[axis].checked_sub(1)?).checked_mul(self.dilations[axis])?.checked_add(1)?;

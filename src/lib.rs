@@ -23,7 +23,7 @@
 //! - **Tuning** (`models`: `tuner`, `contest`, `timing`, `trial`, `tuning`): child processes measure what the settings leave open about 4,
 //!   and the server switches to the best. A run that is due while one of them measures waits for a moment at a gate
 //!   ([`batching::RunGate`]). `models::bench` measures the same by hand.
-//! - **Graph rewriting** (`runtime`: what `graph::substitutes` calls, each in a file of its own that says what it is worth): graphs become
+//! - **Graph rewriting** (`runtime::rewriting`, a file for each way, on `runtime::onnx`, which reads and writes the format): graphs become
 //!   what the provider's kernels compute faster, or take less memory for.
 //! - **The JPEG decoder** (`preprocess::jpeg::sequential`) and the resampling kernels (`preprocess::simd`): to the same bits as the libraries
 //!   that take over where these do not apply.

@@ -12,23 +12,13 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
 
 use super::assignment::{RECORD_KEY, nodes_by_provider};
-use super::attention_keys::with_keys_as_rows;
 use super::batch_memory::Pinning;
-use super::byte_pixels::with_byte_pixels;
-use super::channel_norm::normalized_as_lists;
-use super::class_token::at_class_token;
 use super::cuda_graph::opening;
-use super::feed_forward::in_blocks;
 use super::mapped_files::{let_go_of_mapped, may_map};
-use super::pixel_blocks::{PIXEL_BLOCKS, PixelBlocks, with_pixel_blocks};
-use super::pointwise::as_convolutions;
-use super::refused::without_refused;
+use super::rewriting::weights_in_file::Slim;
+use super::rewriting::{PIXEL_BLOCKS, PixelBlocks, substitutes, without_wide_pools};
 use super::shared_session::{Capture, Gpu, SharedSession};
-use super::stacked_maps::with_stacked_maps;
-use super::transposed::with_transposed;
-use super::weights_in_file::{Slim, are_linked, with_weights_in_file};
-use super::wide_pool::without_wide_pools;
-use super::{ExecutionProvider, OnnxFile, Precision, Runtime, RuntimeError, SessionOptions};
+use super::{ExecutionProvider, Runtime, RuntimeError, SessionOptions};
 
 /// The session option for a graph that comes as bytes.
 const EXTERNAL_DATA_FOLDER_KEY: &str = "session.model_external_initializers_file_folder_path";
@@ -237,53 +227,6 @@ impl Graph {
     }
 }
 
-/// What may be opened in the place of the graph in the file `path`, the best first, and the files that OpenVINO maps for all that.
-fn substitutes(path: &Path, options: &SessionOptions) -> Result<(Vec<Slim>, Vec<PathBuf>), RuntimeError> {
-    let is_openvino = options.provider == ExecutionProvider::OpenVino;
-    let external = OnnxFile::read(path)?.external_data;
-    // Others make fewer copies, so for them it is done only where pictures shall come as bytes, or where weights would not be found.
-    let shall_be_slim = is_openvino || options.pixel_table.is_some() || are_linked(path, &external);
-    let slim = if shall_be_slim { with_weights_in_file(path, &external)? } else { None };
-    let mut mapped = Vec::new();
-    if is_openvino {
-        mapped.push(path.to_owned());
-        match &slim {
-            Some(slim) => mapped.push(slim.file.clone()),
-            None => mapped.extend(external.iter().map(|file| path.with_file_name(file))),
-        }
-    }
-    let slim = match slim {
-        Some(slim) if is_openvino => Some(normalized_as_lists(without_refused(slim, path)?, path)?),
-        slim => slim,
-    };
-    let slim = slim.map(|slim| at_class_token(slim, path, &options.dimensions)).transpose()?;
-    // f32 is the reference, so its sums are not made in other parts.
-    let slim = match slim {
-        Some(slim) if is_openvino && options.precision == Precision::Bf16 => {
-            let slim = if options.pixel_blocks { with_pixel_blocks(slim, path, &options.dimensions)? } else { slim };
-            let slim = in_blocks(with_keys_as_rows(slim, path)?, path)?;
-            Some(with_stacked_maps(slim, path, &options.dimensions)?)
-        }
-        slim => slim,
-    };
-    // In f32 a graph is served only until tuning has found a half precision, where there is one: that is not worth a file.
-    let is_fastest = options.provider.native_precisions().last() == Some(&options.precision);
-    let transposed = match &slim {
-        Some(slim) if is_openvino && is_fastest => with_transposed(slim, path, &options.cache_dir.join("weights"))?,
-        _ => None,
-    };
-    let transposed = match transposed {
-        Some(slim) if options.precision == Precision::Bf16 => Some(as_convolutions(slim, path, &options.dimensions)?),
-        transposed => transposed,
-    };
-    mapped.extend(transposed.iter().map(|slim| slim.file.clone()));
-    let slim = match &options.pixel_table {
-        Some(table) => Some(with_byte_pixels(slim.map_or_else(|| whole(path), Ok)?, path, table)?),
-        None => slim,
-    };
-    Ok((transposed.into_iter().chain(slim).collect(), mapped))
-}
-
 fn run_error(error: ort::Error) -> RuntimeError {
     RuntimeError::Run(error.to_string())
 }
@@ -328,12 +271,6 @@ fn commit(
         builder = builder.with_config_entry(EXTERNAL_DATA_FOLDER_KEY, folder).map_err(|error| failed(error.into()))?;
     }
     builder.commit_from_memory(&bytes).map_err(failed)
-}
-
-/// The graph in the file `path` as it is.
-fn whole(path: &Path) -> Result<Slim, RuntimeError> {
-    let bytes = std::fs::read(path).map_err(|error| RuntimeError::Graph(format!("{}: {error}", path.display())))?;
-    Ok(Slim { bytes, file: path.to_owned(), blocks: None })
 }
 
 fn dispatch(options: &SessionOptions) -> Vec<ExecutionProviderDispatch> {

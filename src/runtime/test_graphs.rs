@@ -4,32 +4,32 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{Array2, ArrayD, CowArray};
 
-use super::onnx_file::Dimension;
-use super::onnx_graph::{Graph, Model};
-use super::onnx_parts::{floats, value_info};
-use super::onnx_proto as proto;
-use super::protobuf::{put_bytes, put_number};
-use super::weights_in_file::{Slim, with_weights_in_file};
+use super::onnx::file::Dimension;
+use super::onnx::graph::{Graph, Model};
+use super::onnx::parts::{floats, value_info};
+use super::onnx::proto;
+use super::onnx::protobuf::{put_bytes, put_number};
+use super::rewriting::weights_in_file::{Slim, with_weights_in_file};
 use super::{Graph as OpenGraph, OnnxFile, Runtime, SessionOptions, Tensor};
 
 /// A file of the models in `tests/fixtures`.
-pub(super) fn fixture(file: &str) -> PathBuf {
+pub(in crate::runtime) fn fixture(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(file)
 }
 
 /// `TensorProto` of floats that differ.
-pub(super) fn differing_floats(name: &str, shape: &[u64]) -> Vec<u8> {
+pub(in crate::runtime) fn differing_floats(name: &str, shape: &[u64]) -> Vec<u8> {
     floats(name, shape, (0..shape.iter().product()).map(|index: u64| ((index * 37 % 101) as f32 - 50.0) / 200.0))
 }
 
 /// `ValueInfoProto` of floats.
-pub(super) fn value(name: &str, sizes: &[u64]) -> Vec<u8> {
+pub(in crate::runtime) fn value(name: &str, sizes: &[u64]) -> Vec<u8> {
     let dimensions: Vec<_> = sizes.iter().map(|&size| Dimension::Fixed(size)).collect();
     value_info(name, proto::tensor::FLOAT, &dimensions)
 }
 
 /// The `NodeProto` with one more attribute.
-pub(super) fn with_text(mut node: Vec<u8>, name: &str, text: &str) -> Vec<u8> {
+pub(in crate::runtime) fn with_text(mut node: Vec<u8>, name: &str, text: &str) -> Vec<u8> {
     let mut attribute = Vec::new();
     put_bytes(&mut attribute, proto::attribute::NAME, name.as_bytes());
     put_bytes(&mut attribute, proto::attribute::TEXT, text.as_bytes());
@@ -39,12 +39,12 @@ pub(super) fn with_text(mut node: Vec<u8>, name: &str, text: &str) -> Vec<u8> {
 }
 
 /// The model in a file without its weights.
-pub(super) fn slim(path: &Path) -> Option<Slim> {
+pub(in crate::runtime) fn slim(path: &Path) -> Option<Slim> {
     with_weights_in_file(path, &OnnxFile::read(path).unwrap().external_data).unwrap()
 }
 
 /// Writes a model into `folder`, and reads it without its weights. `inputs` and `outputs` are [`value`]s.
-pub(super) fn write_model(
+pub(in crate::runtime) fn write_model(
     folder: &Path,
     nodes: &[Vec<u8>],
     initializers: &[Vec<u8>],
@@ -73,7 +73,12 @@ pub(super) fn write_model(
 }
 
 /// Runs the model in `folder` and what it was rewritten to, whose outputs are to be the same; returns the graph of the latter.
-pub(super) fn same_answers(folder: &Path, rewritten: &[u8], input: (&str, ArrayD<f32>), output: &str) -> Graph {
+pub(in crate::runtime) fn same_answers(
+    folder: &Path,
+    rewritten: &[u8],
+    input: (&str, ArrayD<f32>),
+    output: &str,
+) -> Graph {
     std::fs::write(folder.join("rewritten.onnx"), rewritten).unwrap();
     let options = SessionOptions::reference(8, input.1.shape()[0], folder.to_owned());
     let runtime = Runtime::load(None).unwrap();
@@ -89,7 +94,7 @@ pub(super) fn same_answers(folder: &Path, rewritten: &[u8], input: (&str, ArrayD
 }
 
 /// Values between -1 and 1 that differ.
-pub(super) fn differing_values(shape: &[usize]) -> ArrayD<f32> {
+pub(in crate::runtime) fn differing_values(shape: &[usize]) -> ArrayD<f32> {
     let mut next = 0;
     ArrayD::from_shape_simple_fn(shape, || {
         next += 1;
@@ -97,6 +102,6 @@ pub(super) fn differing_values(shape: &[usize]) -> ArrayD<f32> {
     })
 }
 
-pub(super) fn count(graph: &Graph, operator: &str) -> usize {
+pub(in crate::runtime) fn count(graph: &Graph, operator: &str) -> usize {
     graph.nodes.iter().filter(|node| node.operator == operator).count()
 }

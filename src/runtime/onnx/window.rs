@@ -2,24 +2,24 @@
 
 use std::io;
 
-use super::onnx_graph::Node;
+use super::graph::Node;
 
 /// The window of a convolution or pool: sizes along `[height, width]`.
-pub(super) struct Window {
-    pub(super) kernel: [u64; 2],
-    pub(super) strides: [u64; 2],
+pub(in crate::runtime) struct Window {
+    pub(in crate::runtime) kernel: [u64; 2],
+    pub(in crate::runtime) strides: [u64; 2],
     dilations: [u64; 2],
     /// Zeros before the map.
-    pub(super) before: [u64; 2],
+    pub(in crate::runtime) before: [u64; 2],
     /// Zeros after the map.
-    pub(super) after: [u64; 2],
+    pub(in crate::runtime) after: [u64; 2],
     /// Parts of the channels, each of which is convolved by itself.
-    pub(super) groups: u64,
+    pub(in crate::runtime) groups: u64,
 }
 
 impl Window {
     /// That of `node`, if all about it is told in numbers.
-    pub(super) fn of(node: &Node) -> io::Result<Option<Self>> {
+    pub(in crate::runtime) fn of(node: &Node) -> io::Result<Option<Self>> {
         let attributes = node.integers()?;
         let pair = |name: &str, default| match attributes.get(name).map(Vec::as_slice) {
             Some(&[height, width]) => Some([height, width]),
@@ -44,17 +44,17 @@ impl Window {
     }
 
     /// Does it meet all pixels within it, and all channels of each?
-    pub(super) fn is_dense(&self) -> bool {
+    pub(in crate::runtime) fn is_dense(&self) -> bool {
         self.dilations == [1; 2] && self.groups == 1
     }
 
     /// Does it meet one pixel at a time, of none but those of the map?
-    pub(super) fn is_of_one_pixel(&self) -> bool {
+    pub(in crate::runtime) fn is_of_one_pixel(&self) -> bool {
         self.kernel == [1; 2] && self.before == [0; 2] && self.after == [0; 2]
     }
 
     /// The size of what it makes of `size` pixels along `axis`, 0 for height and 1 for width; `None` if it does not fit in.
-    pub(super) fn output(&self, axis: usize, size: u64) -> Option<u64> {
+    pub(in crate::runtime) fn output(&self, axis: usize, size: u64) -> Option<u64> {
         let reach = (self.kernel[axis].checked_sub(1)?).checked_mul(self.dilations[axis])?.checked_add(1)?;
         let padded = size.checked_add(self.before[axis])?.checked_add(self.after[axis])?;
         Some(padded.checked_sub(reach)? / self.strides[axis] + 1)

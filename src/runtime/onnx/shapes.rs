@@ -4,14 +4,14 @@
 use std::collections::HashMap;
 use std::io;
 
-use super::onnx_file::Dimension;
-use super::onnx_graph::{Graph, MOST_INTEGERS, Node, Tensor};
-use super::transposed::FUSED_PRODUCT;
+use super::file::Dimension;
+use super::graph::{Graph, MOST_INTEGERS, Node, Tensor};
+use super::parts::FUSED_PRODUCT;
 use super::window::Window;
 
 /// A size along an axis, or another integer that shapes are computed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Size {
+pub(in crate::runtime) enum Size {
     Number(i64),
     /// Not known. Those of the same number are the same.
     Open(usize),
@@ -68,11 +68,11 @@ const BROADCASTING: [&str; 17] = [
     "Min",
 ];
 /// Operators that make each value of one value and, some of them, of numbers.
-pub(super) const UNARY: [&str; 10] =
+pub(in crate::runtime) const UNARY: [&str; 10] =
     ["Clip", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh"];
 
 /// Operators that make each value of two values.
-pub(super) const BINARY: [&str; 4] = ["Add", "Sub", "Mul", "Div"];
+pub(in crate::runtime) const BINARY: [&str; 4] = ["Add", "Sub", "Mul", "Div"];
 /// Operators that go over a map by a window.
 const WINDOWED: [&str; 3] = ["Conv", "MaxPool", "AveragePool"];
 
@@ -80,7 +80,7 @@ const WINDOWED: [&str; 3] = ["Conv", "MaxPool", "AveragePool"];
 const MOST_AXES: usize = 8;
 
 /// The shapes of a graph's values, and the integers that some are.
-pub(super) struct Shapes<'g> {
+pub(in crate::runtime) struct Shapes<'g> {
     shapes: HashMap<&'g str, Vec<Size>>,
     /// Of scalars and vectors.
     integers: HashMap<&'g str, Vec<Size>>,
@@ -90,7 +90,7 @@ pub(super) struct Shapes<'g> {
 
 impl Graph {
     /// The shape of each value of which it is known. `open` gives sizes for dimensions that the inputs leave open under a name.
-    pub(super) fn shapes(&self, open: &[(String, usize)]) -> io::Result<Shapes<'_>> {
+    pub(in crate::runtime) fn shapes(&self, open: &[(String, usize)]) -> io::Result<Shapes<'_>> {
         let mut shapes = Shapes { shapes: HashMap::new(), integers: HashMap::new(), open: 0 };
         for tensor in &self.initializers {
             shapes.know(&tensor.name, tensor)?;
@@ -123,22 +123,22 @@ impl Graph {
 
 impl<'g> Shapes<'g> {
     /// The shape of `value`, if it is known.
-    pub(super) fn of(&self, value: &str) -> Option<&[Size]> {
+    pub(in crate::runtime) fn of(&self, value: &str) -> Option<&[Size]> {
         self.shapes.get(value).map(Vec::as_slice)
     }
 
     /// The integers that `value`, a scalar or a vector, always is.
-    pub(super) fn integers(&self, value: &str) -> Option<&[Size]> {
+    pub(in crate::runtime) fn integers(&self, value: &str) -> Option<&[Size]> {
         self.integers.get(value).map(Vec::as_slice)
     }
 
     /// The shape of `value`, if all sizes are known.
-    pub(super) fn known(&self, value: &str) -> Option<Vec<u64>> {
+    pub(in crate::runtime) fn known(&self, value: &str) -> Option<Vec<u64>> {
         numbers(self.of(value)?)
     }
 
     /// The same, if it has `N` axes.
-    pub(super) fn numbers<const N: usize>(&self, value: &str) -> Option<[u64; N]> {
+    pub(in crate::runtime) fn numbers<const N: usize>(&self, value: &str) -> Option<[u64; N]> {
         self.known(value)?.try_into().ok()
     }
 
@@ -323,7 +323,7 @@ impl<'g> Shapes<'g> {
     }
 
     /// The axes that `node`, which reduces its first input, goes along.
-    pub(super) fn reduced_axes(&self, node: &Node, attributes: &Attributes) -> Option<Vec<usize>> {
+    pub(in crate::runtime) fn reduced_axes(&self, node: &Node, attributes: &Attributes) -> Option<Vec<usize>> {
         let rank = self.of(node.inputs.first()?)?.len();
         // None at all may mean all of them.
         let axes = match (attributes.0.get("axes"), node.inputs.get(1)) {
@@ -413,17 +413,17 @@ impl<'g> Shapes<'g> {
 }
 
 /// The integers of each of a node's attributes.
-pub(super) struct Attributes(pub(super) HashMap<String, Vec<u64>>);
+pub(in crate::runtime) struct Attributes(pub(in crate::runtime) HashMap<String, Vec<u64>>);
 
 impl Attributes {
     /// The attribute called `name`, or what it is without being told.
-    pub(super) fn integer(&self, name: &str, default: i64) -> i64 {
+    pub(in crate::runtime) fn integer(&self, name: &str, default: i64) -> i64 {
         self.0.get(name).and_then(|integers| integers.first()).map_or(default, |&integer| integer as i64)
     }
 }
 
 impl Size {
-    pub(super) fn number(self) -> Option<i64> {
+    pub(in crate::runtime) fn number(self) -> Option<i64> {
         match self {
             Self::Number(number) => Some(number),
             Self::Open(_) => None,
@@ -432,12 +432,12 @@ impl Size {
 }
 
 /// The sizes as numbers, if all are known.
-pub(super) fn numbers(sizes: &[Size]) -> Option<Vec<u64>> {
+pub(in crate::runtime) fn numbers(sizes: &[Size]) -> Option<Vec<u64>> {
     sizes.iter().map(|size| size.number()?.try_into().ok()).collect()
 }
 
 /// The place of `index`, which counts from the end if it is negative, in something of this length.
-pub(super) fn at(index: i64, length: usize) -> Option<usize> {
+pub(in crate::runtime) fn at(index: i64, length: usize) -> Option<usize> {
     let index = if index < 0 { index.checked_add_unsigned(length as u64)? } else { index };
     usize::try_from(index).ok().filter(|&index| index < length)
 }
@@ -450,11 +450,11 @@ fn bound(index: i64, length: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::onnx_graph::Model;
-    use super::super::onnx_parts::{node, sizes, transpose, with_integer, with_integers};
-    use super::super::test_graphs::{differing_floats, fixture, value, with_text, write_model};
-    use super::super::transposed::transposed_product;
+    use super::super::graph::Model;
+    use super::super::parts::transposed_product;
+    use super::super::parts::{node, sizes, transpose, with_integer, with_integers};
     use super::*;
+    use crate::runtime::test_graphs::{differing_floats, fixture, value, with_text, write_model};
 
     #[test]
     fn shapes_of_maps_follow_from_that_of_the_picture() {
@@ -549,9 +549,9 @@ mod tests {
             with_integers(node("Reshape", &["heads", "to all"], &["exact"], None), "allowzero", &[1]),
             with_integers(node("Reshape", &["heads", "copy"], &["nothing"], None), "allowzero", &[1]),
         ];
-        let x = super::super::onnx_parts::value_info(
+        let x = super::super::parts::value_info(
             "x",
-            super::super::onnx_proto::tensor::FLOAT,
+            super::super::proto::tensor::FLOAT,
             &[Dimension::Named("batch".to_owned()), Dimension::Nameless, Dimension::Fixed(6)],
         );
         let folder = tempfile::tempdir().unwrap();

@@ -5,12 +5,12 @@
 use std::io;
 use std::path::Path;
 
-use super::onnx_file::Dimension;
-use super::onnx_graph::{Graph, Model};
-use super::onnx_parts::{floats, half_floats, integers, node, value_info, with_integers};
-use super::protobuf::put_bytes;
 use super::weights_in_file::Slim;
-use super::{PixelTable, RuntimeError, onnx_proto as proto};
+use crate::runtime::onnx::file::Dimension;
+use crate::runtime::onnx::graph::{Graph, Model};
+use crate::runtime::onnx::parts::{floats, half_floats, integers, node, value_info, with_integers};
+use crate::runtime::onnx::protobuf::put_bytes;
+use crate::runtime::{PixelTable, RuntimeError, onnx::proto};
 
 /// The input of such a graph: RGB8, `[batch, height, width, 3]`.
 pub const BYTE_PIXELS: &str = "byte_pixels";
@@ -108,9 +108,9 @@ mod tests {
     use ndarray::{ArrayD, IxDyn};
     use ort::value::TensorElementType;
 
-    use super::super::test_graphs::fixture;
-    use super::super::{Graph as OpenGraph, Runtime, SessionOptions, Tensor};
     use super::*;
+    use crate::runtime::test_graphs::fixture;
+    use crate::runtime::{Graph as OpenGraph, Runtime, SessionOptions, Tensor};
 
     const SIDE: usize = 8;
 

@@ -6,23 +6,24 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek};
 use std::path::{Path, PathBuf};
 
-use super::onnx_file::element_type;
-use super::onnx_graph::{Model, Tensor};
-use super::onnx_parts::{Place, tensor};
-use super::protobuf::{Message, Value, put_bytes};
-use super::{PixelBlocks, RuntimeError, onnx_proto as proto};
+use super::pixel_blocks::PixelBlocks;
+use crate::runtime::onnx::file::element_type;
+use crate::runtime::onnx::graph::{Model, Tensor};
+use crate::runtime::onnx::parts::{Place, tensor};
+use crate::runtime::onnx::protobuf::{Message, Value, put_bytes};
+use crate::runtime::{RuntimeError, onnx::proto};
 
 /// Smaller weights stay in the graph, in bytes. Some of them are parameters of nodes, which providers expect there.
 const SMALLEST: u64 = 1024;
 
 /// A graph whose large weights are told by their place in a file.
-pub(super) struct Slim {
+pub(in crate::runtime) struct Slim {
     /// The graph, in ONNX's format.
-    pub(super) bytes: Vec<u8>,
+    pub(in crate::runtime) bytes: Vec<u8>,
     /// The file.
-    pub(super) file: PathBuf,
+    pub(in crate::runtime) file: PathBuf,
     /// How its pictures are given, if as blocks of pixels.
-    pub(super) blocks: Option<PixelBlocks>,
+    pub(in crate::runtime) blocks: Option<PixelBlocks>,
 }
 
 impl Slim {
@@ -41,7 +42,7 @@ impl Slim {
 
     /// Has no value the name of another? Of two initializers ONNX Runtime takes the latter, so a name that was there before it was
     /// rewritten would be a wrong answer.
-    pub(super) fn has_distinct_names(&self) -> bool {
+    pub(in crate::runtime) fn has_distinct_names(&self) -> bool {
         Model::read(&self.bytes).is_ok_and(|model| model.graph.names().is_some())
     }
 }
@@ -59,7 +60,10 @@ pub(super) fn if_valid<T>(made: io::Result<Option<T>>) -> io::Result<Option<T>> 
 ///
 /// # Errors
 /// [`RuntimeError::Graph`]: the file cannot be read.
-pub(super) fn with_weights_in_file(path: &Path, external: &BTreeSet<PathBuf>) -> Result<Option<Slim>, RuntimeError> {
+pub(in crate::runtime) fn with_weights_in_file(
+    path: &Path,
+    external: &BTreeSet<PathBuf>,
+) -> Result<Option<Slim>, RuntimeError> {
     let slim = || {
         let beside = match external.iter().collect::<Vec<_>>()[..] {
             [] => None,
@@ -146,10 +150,10 @@ impl<R: BufRead + Seek> Message<'_, R> {
 mod tests {
     use std::io::Cursor;
 
-    use super::super::OnnxFile;
-    use super::super::protobuf::put_number;
-    use super::super::test_graphs::{fixture, slim};
     use super::*;
+    use crate::runtime::OnnxFile;
+    use crate::runtime::onnx::protobuf::put_number;
+    use crate::runtime::test_graphs::{fixture, slim};
 
     fn graph(model: &str) -> PathBuf {
         fixture(model).join("model.onnx")
@@ -238,7 +242,7 @@ mod tests {
         let path = external(folder.path(), &[&[("location", "weights")], &[("location", "weights"), ("offset", "16")]]);
         let slim = slim(&path).unwrap();
         assert_eq!(slim.file, folder.path().join("elsewhere/real").canonicalize().unwrap());
-        let graph = super::super::onnx_graph::Model::read(&slim.bytes).unwrap().graph;
+        let graph = Model::read(&slim.bytes).unwrap().graph;
         let places = graph.initializers.iter().map(|tensor| tensor.place.as_ref().unwrap());
         let told: Vec<_> = places.map(|place| (place.file.as_str(), place.offset, place.length)).collect();
         assert_eq!(told, [("real", 0, 16), ("real", 16, 16)]);

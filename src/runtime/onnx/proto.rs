@@ -1,19 +1,19 @@
 //! The numbers of those fields of `onnx.proto3` of ONNX that are read or written here, message by message.
 
 /// `ModelProto`.
-pub(super) mod model {
+pub(in crate::runtime) mod model {
     pub(in crate::runtime) const GRAPH: u64 = 7;
     pub(in crate::runtime) const OPSET: u64 = 8;
 }
 
 /// `OperatorSetIdProto`.
-pub(super) mod opset {
+pub(in crate::runtime) mod opset {
     pub(in crate::runtime) const DOMAIN: u64 = 1;
     pub(in crate::runtime) const VERSION: u64 = 2;
 }
 
 /// `GraphProto`.
-pub(super) mod graph {
+pub(in crate::runtime) mod graph {
     pub(in crate::runtime) const NODE: u64 = 1;
     pub(in crate::runtime) const INITIALIZER: u64 = 5;
     pub(in crate::runtime) const INPUT: u64 = 11;
@@ -23,7 +23,7 @@ pub(super) mod graph {
 }
 
 /// `ValueInfoProto`.
-pub(super) mod value_info {
+pub(in crate::runtime) mod value_info {
     pub(in crate::runtime) const NAME: u64 = 1;
     pub(in crate::runtime) const TYPE: u64 = 2;
     /// `ValueInfoProto.type`, `TypeProto.tensor_type`, `Tensor.shape`, `TensorShapeProto.dim`: the way to a tensor's dimensions.
@@ -32,7 +32,7 @@ pub(super) mod value_info {
 }
 
 /// `TypeProto`, `TypeProto.Tensor` and `TensorShapeProto`.
-pub(super) mod tensor_type {
+pub(in crate::runtime) mod tensor_type {
     /// `TypeProto.tensor_type`.
     pub(in crate::runtime) const TENSOR: u64 = 1;
     /// `TypeProto.Tensor.elem_type`.
@@ -44,13 +44,13 @@ pub(super) mod tensor_type {
 }
 
 /// `TensorShapeProto.Dimension`.
-pub(super) mod dimension {
+pub(in crate::runtime) mod dimension {
     pub(in crate::runtime) const SIZE: u64 = 1;
     pub(in crate::runtime) const NAME: u64 = 2;
 }
 
 /// `NodeProto`.
-pub(super) mod node {
+pub(in crate::runtime) mod node {
     pub(in crate::runtime) const INPUT: u64 = 1;
     pub(in crate::runtime) const OUTPUT: u64 = 2;
     pub(in crate::runtime) const NAME: u64 = 3;
@@ -61,7 +61,7 @@ pub(super) mod node {
 }
 
 /// `AttributeProto`.
-pub(super) mod attribute {
+pub(in crate::runtime) mod attribute {
     pub(in crate::runtime) const NAME: u64 = 1;
     pub(in crate::runtime) const FLOAT: u64 = 2;
     pub(in crate::runtime) const INTEGER: u64 = 3;
@@ -76,7 +76,7 @@ pub(super) mod attribute {
 }
 
 /// `TensorProto`.
-pub(super) mod tensor {
+pub(in crate::runtime) mod tensor {
     pub(in crate::runtime) const DIMENSION: u64 = 1;
     pub(in crate::runtime) const DATA_TYPE: u64 = 2;
     pub(in crate::runtime) const INT64_DATA: u64 = 7;
@@ -100,7 +100,7 @@ pub(super) mod tensor {
 }
 
 /// `StringStringEntryProto`.
-pub(super) mod entry {
+pub(in crate::runtime) mod entry {
     pub(in crate::runtime) const KEY: u64 = 1;
     pub(in crate::runtime) const VALUE: u64 = 2;
 }

@@ -3,14 +3,14 @@
 use std::io::{self, BufRead, Read, Seek};
 
 /// What is left of a protobuf message.
-pub(super) struct Message<'r, R> {
-    pub(super) reader: &'r mut R,
-    pub(super) left: u64,
+pub(in crate::runtime) struct Message<'r, R> {
+    pub(in crate::runtime) reader: &'r mut R,
+    pub(in crate::runtime) left: u64,
 }
 
 /// A field's value. Bytes, of a nested message or of a number of fixed size, are still to be read.
 #[derive(Clone, Copy)]
-pub(super) enum Value {
+pub(in crate::runtime) enum Value {
     Number(u64),
     Bytes(u64),
     Fixed(u64),
@@ -58,7 +58,7 @@ impl<R: BufRead + Seek> Message<'_, R> {
     }
 
     /// Reads a nested message of `length` bytes.
-    pub(super) fn nested<T>(
+    pub(in crate::runtime) fn nested<T>(
         &mut self,
         length: u64,
         read: impl FnOnce(Message<'_, R>) -> io::Result<T>,
@@ -68,7 +68,7 @@ impl<R: BufRead + Seek> Message<'_, R> {
     }
 
     /// Goes through the fields: `inside` reads the nested messages it wants and returns whether it did.
-    pub(super) fn fields(
+    pub(in crate::runtime) fn fields(
         &mut self,
         mut inside: impl FnMut(&mut Self, u64, &Value) -> io::Result<bool>,
     ) -> io::Result<()> {
@@ -82,7 +82,7 @@ impl<R: BufRead + Seek> Message<'_, R> {
     }
 
     /// The text that the next `length` bytes are.
-    pub(super) fn text(&mut self, length: u64) -> io::Result<String> {
+    pub(in crate::runtime) fn text(&mut self, length: u64) -> io::Result<String> {
         self.nested(length, |text| {
             let mut bytes = Vec::new();
             text.copy(&mut bytes)?;
@@ -91,7 +91,7 @@ impl<R: BufRead + Seek> Message<'_, R> {
     }
 
     /// The numbers that the next `length` bytes are.
-    pub(super) fn numbers(&mut self, length: u64) -> io::Result<Vec<u64>> {
+    pub(in crate::runtime) fn numbers(&mut self, length: u64) -> io::Result<Vec<u64>> {
         self.nested(length, |mut packed| {
             let mut numbers = Vec::new();
             while packed.left > 0 {
@@ -102,13 +102,18 @@ impl<R: BufRead + Seek> Message<'_, R> {
     }
 
     /// Appends all bytes to `target`.
-    pub(super) fn copy(self, target: &mut Vec<u8>) -> io::Result<()> {
+    pub(in crate::runtime) fn copy(self, target: &mut Vec<u8>) -> io::Result<()> {
         let read = self.reader.take(self.left).read_to_end(target)?;
         if read as u64 == self.left { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
     /// Appends a field to `target` as it is; what is left of it has then been read.
-    pub(super) fn copy_field(&mut self, number: u64, value: Value, target: &mut Vec<u8>) -> io::Result<bool> {
+    pub(in crate::runtime) fn copy_field(
+        &mut self,
+        number: u64,
+        value: Value,
+        target: &mut Vec<u8>,
+    ) -> io::Result<bool> {
         match value {
             Value::Number(value) => put_number(target, number, value),
             Value::Bytes(length) => {
@@ -126,13 +131,13 @@ impl<R: BufRead + Seek> Message<'_, R> {
 }
 
 /// Appends a field of a number.
-pub(super) fn put_number(target: &mut Vec<u8>, field: u64, value: u64) {
+pub(in crate::runtime) fn put_number(target: &mut Vec<u8>, field: u64, value: u64) {
     put_varint(target, field << 3);
     put_varint(target, value);
 }
 
 /// Appends a field of bytes.
-pub(super) fn put_bytes(target: &mut Vec<u8>, field: u64, bytes: &[u8]) {
+pub(in crate::runtime) fn put_bytes(target: &mut Vec<u8>, field: u64, bytes: &[u8]) {
     put_varint(target, field << 3 | 2);
     put_varint(target, bytes.len() as u64);
     target.extend(bytes);

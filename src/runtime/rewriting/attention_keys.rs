@@ -6,12 +6,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::Path;
 
-use super::onnx_graph::{Graph, Model, Node};
-use super::onnx_parts::transpose;
-use super::protobuf::put_bytes;
-use super::transposed::DOMAIN;
 use super::weights_in_file::Slim;
-use super::{RuntimeError, onnx_proto as proto};
+use crate::runtime::onnx::graph::{Graph, Model, Node};
+use crate::runtime::onnx::parts::{DOMAIN, transpose};
+use crate::runtime::onnx::protobuf::put_bytes;
+use crate::runtime::{RuntimeError, onnx::proto};
 
 /// The graph, which is that of the file `path`, with products by rows instead of by what they were turned to.
 ///
@@ -87,10 +86,9 @@ fn without_last_turn(mut axes: Vec<u64>) -> Option<Vec<u64>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::onnx_parts::{floats, node};
-    use super::super::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
-    use super::super::transposed::FUSED_PRODUCT;
     use super::*;
+    use crate::runtime::onnx::parts::{FUSED_PRODUCT, floats, node};
+    use crate::runtime::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
 
     /// Tokens, heads and their width.
     const SIZES: [u64; 3] = [5, 2, 4];

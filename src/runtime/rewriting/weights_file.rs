@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
 
-use super::onnx_parts::Place;
+use crate::runtime::onnx::parts::Place;
 
 /// To be raised when something else is written to files than before.
 const REVISION: u32 = 1;

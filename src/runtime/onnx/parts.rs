@@ -4,12 +4,18 @@ use std::io::{self, Cursor};
 
 use half::f16;
 
-use super::onnx_file::Dimension;
-use super::onnx_proto as proto;
+use super::file::Dimension;
+use super::proto;
 use super::protobuf::{Message, Value, put_bytes, put_number};
 
+/// ONNX Runtime's product of matrices, of which either may be transposed.
+pub(in crate::runtime) const DOMAIN: &str = "com.microsoft";
+pub(in crate::runtime) const PRODUCT: &str = "FusedMatMul";
+/// As a node tells it.
+pub(in crate::runtime) const FUSED_PRODUCT: &str = "com.microsoft.FusedMatMul";
+
 /// `TensorProto`, without its values.
-pub(super) fn tensor(name: &str, shape: &[u64], data_type: u64) -> Vec<u8> {
+pub(in crate::runtime) fn tensor(name: &str, shape: &[u64], data_type: u64) -> Vec<u8> {
     let mut tensor = Vec::new();
     for &dimension in shape {
         put_number(&mut tensor, proto::tensor::DIMENSION, dimension);
@@ -31,39 +37,39 @@ fn with_values<T, const N: usize>(
 }
 
 /// `TensorProto`: a list of sizes.
-pub(super) fn sizes(name: &str, sizes: &[u64]) -> Vec<u8> {
+pub(in crate::runtime) fn sizes(name: &str, sizes: &[u64]) -> Vec<u8> {
     let shape = [sizes.len() as u64];
     with_values((name, &shape, proto::tensor::INT64), sizes.iter().copied(), u64::to_le_bytes)
 }
 
 /// `TensorProto`: floats.
-pub(super) fn floats(name: &str, shape: &[u64], values: impl Iterator<Item = f32>) -> Vec<u8> {
+pub(in crate::runtime) fn floats(name: &str, shape: &[u64], values: impl Iterator<Item = f32>) -> Vec<u8> {
     with_values((name, shape, proto::tensor::FLOAT), values, f32::to_le_bytes)
 }
 
 /// `TensorProto`: floats, each as the nearest one of 16 bits.
-pub(super) fn half_floats(name: &str, shape: &[u64], values: impl Iterator<Item = f32>) -> Vec<u8> {
+pub(in crate::runtime) fn half_floats(name: &str, shape: &[u64], values: impl Iterator<Item = f32>) -> Vec<u8> {
     with_values((name, shape, proto::tensor::FLOAT16), values.map(f16::from_f32), f16::to_le_bytes)
 }
 
 /// `TensorProto`: integers of 32 bits.
-pub(super) fn integers(name: &str, shape: &[u64], values: impl Iterator<Item = i32>) -> Vec<u8> {
+pub(in crate::runtime) fn integers(name: &str, shape: &[u64], values: impl Iterator<Item = i32>) -> Vec<u8> {
     with_values((name, shape, proto::tensor::INT32), values, i32::to_le_bytes)
 }
 
 /// Where a tensor's values are: a part of a file.
-pub(super) struct Place {
+pub(in crate::runtime) struct Place {
     /// The file's name.
-    pub(super) file: String,
+    pub(in crate::runtime) file: String,
     /// In bytes.
-    pub(super) offset: u64,
+    pub(in crate::runtime) offset: u64,
     /// In bytes; 0 if that is not told.
-    pub(super) length: u64,
+    pub(in crate::runtime) length: u64,
 }
 
 impl Place {
     /// That which the `TensorProto` in `tensor` tells, if it does.
-    pub(super) fn read(tensor: &[u8]) -> io::Result<Option<Self>> {
+    pub(in crate::runtime) fn read(tensor: &[u8]) -> io::Result<Option<Self>> {
         let (mut file, mut offset, mut size) = (None, 0, 0);
         Message { reader: &mut Cursor::new(tensor), left: tensor.len() as u64 }.fields(|message, number, value| {
             let Value::Bytes(length) = *value else { return Ok(false) };
@@ -84,7 +90,7 @@ impl Place {
     }
 
     /// Appends the fields of a `TensorProto` that tell it.
-    pub(super) fn put(&self, tensor: &mut Vec<u8>) {
+    pub(in crate::runtime) fn put(&self, tensor: &mut Vec<u8>) {
         let entries =
             [("location", self.file.clone()), ("offset", self.offset.to_string()), ("length", self.length.to_string())];
         for (key, value) in entries {
@@ -98,7 +104,7 @@ impl Place {
 }
 
 /// `ValueInfoProto` of a tensor.
-pub(super) fn value_info(name: &str, element_type: u64, dimensions: &[Dimension]) -> Vec<u8> {
+pub(in crate::runtime) fn value_info(name: &str, element_type: u64, dimensions: &[Dimension]) -> Vec<u8> {
     let (mut shape, mut tensor, mut of_type, mut info) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for dimension in dimensions {
         let mut told = Vec::new();
@@ -118,12 +124,12 @@ pub(super) fn value_info(name: &str, element_type: u64, dimensions: &[Dimension]
 }
 
 /// The `NodeProto` with one more attribute.
-pub(super) fn with_integers(node: Vec<u8>, name: &str, integers: &[u64]) -> Vec<u8> {
+pub(in crate::runtime) fn with_integers(node: Vec<u8>, name: &str, integers: &[u64]) -> Vec<u8> {
     with_attribute(node, name, (proto::attribute::INTEGERS, integers), proto::attribute::TYPE_INTEGERS)
 }
 
 /// The `NodeProto` with one more attribute.
-pub(super) fn with_integer(node: Vec<u8>, name: &str, integer: u64) -> Vec<u8> {
+pub(in crate::runtime) fn with_integer(node: Vec<u8>, name: &str, integer: u64) -> Vec<u8> {
     with_attribute(node, name, (proto::attribute::INTEGER, &[integer]), proto::attribute::TYPE_INTEGER)
 }
 
@@ -140,7 +146,7 @@ fn with_attribute(mut node: Vec<u8>, name: &str, (field, integers): (u64, &[u64]
 }
 
 /// `NodeProto`, called like its first output.
-pub(super) fn node(
+pub(in crate::runtime) fn node(
     operator: &str,
     inputs: &[&str],
     outputs: &[impl AsRef<str>],
@@ -162,6 +168,13 @@ pub(super) fn node(
 }
 
 /// `NodeProto` that turns `from`, so that its axes come in this order.
-pub(super) fn transpose(from: &str, to: &str, axes: &[u64]) -> Vec<u8> {
+pub(in crate::runtime) fn transpose(from: &str, to: &str, axes: &[u64]) -> Vec<u8> {
     with_integers(node("Transpose", &[from], &[to], None), "perm", axes)
+}
+
+/// The product of `rows` and what is transposed in `matrix`.
+pub(in crate::runtime) fn transposed_product(rows: &str, matrix: &str, product: &str) -> Vec<u8> {
+    let mut node = with_integer(node(PRODUCT, &[rows, matrix], &[product], None), "transB", 1);
+    put_bytes(&mut node, proto::node::DOMAIN, DOMAIN.as_bytes());
+    node
 }

@@ -7,11 +7,11 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use super::onnx_graph::{Graph, Model, Node, Tensor};
-use super::onnx_parts::{node, sizes};
-use super::protobuf::put_bytes;
 use super::weights_in_file::Slim;
-use super::{RuntimeError, onnx_proto as proto};
+use crate::runtime::onnx::graph::{Graph, Model, Node, Tensor};
+use crate::runtime::onnx::parts::{node, sizes};
+use crate::runtime::onnx::protobuf::put_bytes;
+use crate::runtime::{RuntimeError, onnx::proto};
 
 /// From `[batch, channels, height, width]` to `[batch, height, width, channels]`.
 const TO_CHANNELS_LAST: [u64; 4] = [0, 2, 3, 1];
@@ -172,9 +172,9 @@ impl Norm<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::onnx_parts::{floats, transpose, with_integers};
-    use super::super::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
     use super::*;
+    use crate::runtime::onnx::parts::{floats, transpose, with_integers};
+    use crate::runtime::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
 
     const CHANNELS: u64 = 16;
     const SIDE: u64 = 3;

@@ -13,15 +13,16 @@ use std::slice;
 use ndarray::{ArrayD, indices};
 
 use super::byte_pixels::Pictures;
-use super::onnx_file::Dimension;
-use super::onnx_graph::{Graph, Model, Node, Tensor};
-use super::onnx_parts::{floats, node, sizes, transpose, value_info, with_integers};
-use super::protobuf::put_bytes;
-use super::shapes::{Shapes, numbers};
-use super::transposed::{DOMAIN, transposed_product};
 use super::weights_in_file::Slim;
-use super::window::Window;
-use super::{RuntimeError, onnx_proto as proto};
+use crate::runtime::onnx::file::Dimension;
+use crate::runtime::onnx::graph::{Graph, Model, Node, Tensor};
+use crate::runtime::onnx::parts::{
+    DOMAIN, floats, node, sizes, transpose, transposed_product, value_info, with_integers,
+};
+use crate::runtime::onnx::protobuf::put_bytes;
+use crate::runtime::onnx::shapes::{Shapes, numbers};
+use crate::runtime::onnx::window::Window;
+use crate::runtime::{RuntimeError, onnx::proto};
 
 /// How a graph takes pictures as blocks of pixels: as floats, `[batch, rows of blocks, blocks in a row, values of a block]`. The values of a
 /// block are all its reds, row by row, then all its greens and blues.
@@ -42,7 +43,7 @@ pub struct PixelBlocks {
 }
 
 /// The input of such a graph.
-pub(super) const PIXEL_BLOCKS: &str = "pixel_blocks";
+pub(in crate::runtime) const PIXEL_BLOCKS: &str = "pixel_blocks";
 
 /// The first version of ONNX whose `Add` stretches vectors.
 const BROADCASTING: u64 = 7;
@@ -382,11 +383,10 @@ impl Stem<'_> {
 mod tests {
     use ndarray::{Array2, Array4, Ix4};
 
-    use super::super::onnx_parts::with_integer;
-    use super::super::test_graphs::{count, differing_floats, differing_values, write_model};
-    use super::super::transposed::FUSED_PRODUCT;
-    use super::super::{Graph as OpenGraph, Runtime, SessionOptions, Tensor as InputTensor};
     use super::*;
+    use crate::runtime::onnx::parts::{FUSED_PRODUCT, with_integer};
+    use crate::runtime::test_graphs::{count, differing_floats, differing_values, write_model};
+    use crate::runtime::{Graph as OpenGraph, Runtime, SessionOptions, Tensor as InputTensor};
 
     const CHANNELS: u64 = 20;
     const HEIGHT: u64 = 24;

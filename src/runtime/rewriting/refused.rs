@@ -8,11 +8,11 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use super::onnx_graph::{Model, Node};
-use super::onnx_parts::{node, sizes, with_integers};
-use super::protobuf::put_bytes;
 use super::weights_in_file::Slim;
-use super::{RuntimeError, onnx_proto as proto};
+use crate::runtime::onnx::graph::{Model, Node};
+use crate::runtime::onnx::parts::{node, sizes, with_integers};
+use crate::runtime::onnx::protobuf::put_bytes;
+use crate::runtime::{RuntimeError, onnx::proto};
 
 /// Refused of any shape.
 const IS_NAN: &str = "IsNaN";
@@ -113,10 +113,10 @@ fn put_with_vectors(
 mod tests {
     use ndarray::CowArray;
 
-    use super::super::onnx_parts::with_integer;
-    use super::super::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
-    use super::super::{ExecutionProvider, Graph as OpenGraph, Runtime, SessionOptions, Tensor};
     use super::*;
+    use crate::runtime::onnx::parts::with_integer;
+    use crate::runtime::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
+    use crate::runtime::{ExecutionProvider, Graph as OpenGraph, Runtime, SessionOptions, Tensor};
 
     const SIZES: [u64; 2] = [2, 7];
 
@@ -144,7 +144,7 @@ mod tests {
 
     fn model_with(more: &[Vec<u8>], folder: &Path, nodes: &[Vec<u8>], opset: u64) -> Slim {
         let scalar = |name, integer: u64| {
-            let mut tensor = super::super::onnx_parts::tensor(name, &[], proto::tensor::INT64);
+            let mut tensor = crate::runtime::onnx::parts::tensor(name, &[], proto::tensor::INT64);
             put_bytes(&mut tensor, proto::tensor::RAW_DATA, &integer.to_le_bytes());
             tensor
         };

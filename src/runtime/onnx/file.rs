@@ -9,8 +9,9 @@ use std::io::{self, BufRead, BufReader, Seek};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
+use super::proto;
 use super::protobuf::{Message, Value};
-use super::{RuntimeError, onnx_proto as proto};
+use crate::runtime::RuntimeError;
 
 /// The weights and the open dimensions of a graph.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,16 +23,16 @@ pub struct OnnxFile {
     /// The inputs that leave a dimension open under a name: for each of its dimensions that name, or `None`.
     pub open_inputs: Vec<Vec<Option<String>>>,
     /// Its nodes that average over a window and may go beyond the edge (`AveragePool` with `ceil_mode`), without padding.
-    pub(super) unpadded_pools: Vec<UnpaddedPool>,
+    pub(in crate::runtime) unpadded_pools: Vec<UnpaddedPool>,
 }
 
 /// Such a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct UnpaddedPool {
+pub(in crate::runtime) struct UnpaddedPool {
     /// Where the file has its `NodeProto`.
-    pub(super) node: Range<u64>,
+    pub(in crate::runtime) node: Range<u64>,
     /// The shortest side of the window.
-    pub(super) window: u64,
+    pub(in crate::runtime) window: u64,
 }
 
 impl OnnxFile {
@@ -65,7 +66,7 @@ impl OnnxFile {
     }
 
     /// Reads the `length` bytes of a file.
-    pub(super) fn parse(reader: &mut (impl BufRead + Seek), length: u64) -> io::Result<Self> {
+    pub(in crate::runtime) fn parse(reader: &mut (impl BufRead + Seek), length: u64) -> io::Result<Self> {
         let mut found = Self::default();
         Message { reader, left: length }.model(&mut found)?;
         Ok(found)
@@ -76,7 +77,7 @@ impl OnnxFile {
 const NOT_SET: &[u8] = b"NOTSET";
 
 /// ONNX's element types by their numbers: names, and bytes of a value if it takes whole ones.
-pub(super) fn element_type(number: u64) -> (&'static str, Option<u64>) {
+pub(in crate::runtime) fn element_type(number: u64) -> (&'static str, Option<u64>) {
     match number {
         1 => ("float", Some(4)),
         2 => ("uint8", Some(1)),
@@ -98,7 +99,7 @@ pub(super) fn element_type(number: u64) -> (&'static str, Option<u64>) {
 
 /// A dimension as a graph tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Dimension {
+pub(in crate::runtime) enum Dimension {
     Fixed(u64),
     /// Open, under this name.
     Named(String),
@@ -180,7 +181,7 @@ impl<R: BufRead + Seek> Message<'_, R> {
     }
 
     /// `AttributeProto`: its name and its integers; `None` for one that says no more than if it were absent.
-    pub(super) fn attribute(mut self) -> io::Result<Option<(String, Vec<u64>)>> {
+    pub(in crate::runtime) fn attribute(mut self) -> io::Result<Option<(String, Vec<u64>)>> {
         let (mut name, mut numbers, mut is_set) = (String::new(), Vec::new(), true);
         self.fields(|message, number, value| match (number, value) {
             (proto::attribute::NAME, &Value::Bytes(length)) => {
@@ -208,7 +209,7 @@ impl<R: BufRead + Seek> Message<'_, R> {
     }
 
     /// `ValueInfoProto`: its dimensions.
-    pub(super) fn dimensions(self) -> io::Result<Vec<Dimension>> {
+    pub(in crate::runtime) fn dimensions(self) -> io::Result<Vec<Dimension>> {
         let mut found = Vec::new();
         self.dimensions_at(proto::value_info::TO_DIMENSIONS, &mut found)?;
         Ok(found)
@@ -272,7 +273,7 @@ impl<R: BufRead + Seek> Message<'_, R> {
     }
 
     /// `StringStringEntryProto`: a key and its value.
-    pub(super) fn key_and_value(mut self) -> io::Result<(String, String)> {
+    pub(in crate::runtime) fn key_and_value(mut self) -> io::Result<(String, String)> {
         let (mut key, mut text) = (String::new(), String::new());
         self.fields(|message, number, value| match (number, value) {
             (proto::entry::KEY | proto::entry::VALUE, &Value::Bytes(length)) => {
@@ -287,8 +288,8 @@ impl<R: BufRead + Seek> Message<'_, R> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::test_graphs::fixture;
     use super::*;
+    use crate::runtime::test_graphs::fixture;
 
     #[test]
     fn element_types_are_those_of_the_stored_weights() {

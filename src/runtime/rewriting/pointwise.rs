@@ -8,13 +8,12 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use super::onnx_graph::{Graph, Model, Node, SPLIT_BY_INPUT, Tensor};
-use super::onnx_parts::{node, sizes, transpose};
-use super::protobuf::put_bytes;
-use super::shapes::{Shapes, numbers};
-use super::transposed::FUSED_PRODUCT;
 use super::weights_in_file::Slim;
-use super::{RuntimeError, onnx_proto as proto};
+use crate::runtime::onnx::graph::{Graph, Model, Node, SPLIT_BY_INPUT, Tensor};
+use crate::runtime::onnx::parts::{FUSED_PRODUCT, node, sizes, transpose};
+use crate::runtime::onnx::protobuf::put_bytes;
+use crate::runtime::onnx::shapes::{Shapes, numbers};
+use crate::runtime::{RuntimeError, onnx::proto};
 
 /// For how many rows it was faster with 768 and 1024 columns.
 const ROWS: RangeInclusive<u64> = 128..=1024;
@@ -194,12 +193,12 @@ fn pixels(value: &str) -> String {
 mod tests {
     use ndarray::{Array2, CowArray};
 
-    use super::super::onnx_file::Dimension;
-    use super::super::onnx_parts::{floats, value_info, with_integer};
-    use super::super::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
     use super::super::transposed::with_transposed;
-    use super::super::{ExecutionProvider, Graph as OpenGraph, Runtime, SessionOptions, Tensor as InputTensor};
     use super::*;
+    use crate::runtime::onnx::file::Dimension;
+    use crate::runtime::onnx::parts::{floats, value_info, with_integer};
+    use crate::runtime::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
+    use crate::runtime::{ExecutionProvider, Graph as OpenGraph, Runtime, SessionOptions, Tensor as InputTensor};
 
     /// Of a picture.
     const TOKENS: u64 = 3;

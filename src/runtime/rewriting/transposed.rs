@@ -9,18 +9,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::onnx_graph::{Graph, Model, Node, Tensor};
-use super::onnx_parts::{Place, node, tensor, with_integer};
-use super::protobuf::put_bytes;
 use super::weights_file::{Matrix, Weights};
 use super::weights_in_file::{Slim, if_valid};
-use super::{RuntimeError, onnx_proto as proto};
-
-/// ONNX Runtime's product of matrices, of which either may be transposed.
-pub(super) const DOMAIN: &str = "com.microsoft";
-const PRODUCT: &str = "FusedMatMul";
-/// As a node tells it.
-pub(super) const FUSED_PRODUCT: &str = "com.microsoft.FusedMatMul";
+use crate::runtime::onnx::graph::{Graph, Model, Node, Tensor};
+use crate::runtime::onnx::parts::{DOMAIN, PRODUCT, Place, tensor, with_integer};
+use crate::runtime::onnx::protobuf::put_bytes;
+use crate::runtime::{RuntimeError, onnx::proto};
 
 /// Graphs whose weights could not be written, of which it is said and tried but once.
 static REFUSED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
@@ -89,13 +83,6 @@ impl Rewritten {
         model.import(DOMAIN);
         Ok(Some(Self { model: model.with_graph(&rewritten), weights }))
     }
-}
-
-/// The product of `rows` and what is transposed in `matrix`.
-pub(super) fn transposed_product(rows: &str, matrix: &str, product: &str) -> Vec<u8> {
-    let mut node = with_integer(node(PRODUCT, &[rows, matrix], &[product], None), "transB", 1);
-    put_bytes(&mut node, proto::node::DOMAIN, DOMAIN.as_bytes());
-    node
 }
 
 impl Node {
@@ -206,14 +193,14 @@ impl Tensor {
 
 #[cfg(test)]
 mod tests {
-    use super::super::onnx_parts::{node, sizes};
+    use crate::runtime::onnx::parts::{FUSED_PRODUCT, node, sizes};
     use std::fs::{self, File};
     use std::os::unix::fs::MetadataExt;
     use std::time::{Duration, SystemTime};
 
-    use super::super::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
     use super::super::weights_file::UNUSED;
     use super::*;
+    use crate::runtime::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
 
     const HEIGHT: u64 = 40;
     const WIDTH: u64 = 72;

@@ -5,9 +5,9 @@
 use std::io::{self, Cursor};
 use std::path::Path;
 
-use super::onnx_proto::node as proto;
-use super::protobuf::{Message, put_bytes};
-use super::{OnnxFile, RuntimeError};
+use crate::runtime::onnx::proto::node as proto;
+use crate::runtime::onnx::protobuf::{Message, put_bytes};
+use crate::runtime::{OnnxFile, RuntimeError};
 
 /// What the node becomes.
 const OPERATOR: &[u8] = b"GlobalAveragePool";
@@ -17,7 +17,7 @@ const BYTES: u8 = 2;
 
 /// The bytes of the graph at `path`, or of what is given in its place, with its wide pools said plainly; what is given if it has none.
 /// No feature map is larger than `largest_side`, the longest side of the pictures that the graph is given.
-pub(super) fn without_wide_pools(
+pub(in crate::runtime) fn without_wide_pools(
     path: &Path,
     given: Option<Vec<u8>>,
     largest_side: usize,
@@ -65,9 +65,9 @@ fn pool_globally(node: &mut [u8]) -> Option<()> {
 mod tests {
     use std::path::PathBuf;
 
-    use super::super::onnx_parts::{node, with_integer, with_integers};
-    use super::super::test_graphs::{fixture, value, with_text, write_model};
     use super::*;
+    use crate::runtime::onnx::parts::{node, with_integer, with_integers};
+    use crate::runtime::test_graphs::{fixture, value, with_text, write_model};
 
     fn graph(model: &str) -> PathBuf {
         fixture(model).join("model.onnx")

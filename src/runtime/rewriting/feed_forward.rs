@@ -7,11 +7,12 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use super::onnx_graph::{Graph, Model, Node, SPLIT_BY_INPUT, Tensor};
-use super::onnx_parts::{node, sizes};
-use super::protobuf::put_bytes;
+use super::CORE_CACHE;
 use super::weights_in_file::Slim;
-use super::{CORE_CACHE, RuntimeError, onnx_proto as proto};
+use crate::runtime::onnx::graph::{Graph, Model, Node, SPLIT_BY_INPUT, Tensor};
+use crate::runtime::onnx::parts::{node, sizes};
+use crate::runtime::onnx::protobuf::put_bytes;
+use crate::runtime::{RuntimeError, onnx::proto};
 
 /// Widths of blocks are multiples of it: kernels compute so many columns at once.
 const COLUMNS: u64 = 64;
@@ -203,8 +204,8 @@ fn blocks(width: u64, height: u64, cache: u64) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
     use super::*;
+    use crate::runtime::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
 
     const HEIGHT: u64 = 32;
     const WIDTH: u64 = 192;

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use super::onnx_graph::{Graph, Model, Node};
-use super::onnx_parts::{node, sizes};
-use super::protobuf::put_bytes;
-use super::shapes::{Attributes, Shapes, Size, at};
 use super::weights_in_file::Slim;
-use super::{RuntimeError, onnx_proto as proto};
+use crate::runtime::onnx::graph::{Graph, Model, Node};
+use crate::runtime::onnx::parts::{node, sizes};
+use crate::runtime::onnx::protobuf::put_bytes;
+use crate::runtime::onnx::shapes::{Attributes, Shapes, Size, at};
+use crate::runtime::{RuntimeError, onnx::proto};
 
 /// The first version of ONNX whose `Slice` is told the bounds by inputs, as here.
 const SLICE_BY_INPUT: u64 = 10;
@@ -267,11 +267,11 @@ fn sizes_after(axis: usize, node: &Node, shapes: &Shapes<'_>) -> Option<Vec<i64>
 
 #[cfg(test)]
 mod tests {
-    use super::super::onnx_parts::with_integers;
-    use super::super::test_graphs::{
+    use super::*;
+    use crate::runtime::onnx::parts::with_integers;
+    use crate::runtime::test_graphs::{
         count, differing_floats, differing_values, fixture, same_answers, slim, value, write_model,
     };
-    use super::*;
 
     const TOKENS_IN_ALL: u64 = 5;
     const FEATURES: u64 = 8;

@@ -3,25 +3,25 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Cursor};
 
-use super::onnx_file::Dimension;
-use super::onnx_parts::{Place, tensor};
-use super::onnx_proto as proto;
+use super::file::Dimension;
+use super::parts::{Place, tensor};
+use super::proto;
 use super::protobuf::{Message, Value, put_bytes, put_number};
 
 /// The first version of ONNX whose `Split` is told the sizes by an input, as here.
-pub(super) const SPLIT_BY_INPUT: u64 = 13;
+pub(in crate::runtime) const SPLIT_BY_INPUT: u64 = 13;
 
 /// Operators with graphs inside, which may use any value of the graph around them.
 const NESTING: [&str; 4] = ["If", "Loop", "Scan", "SequenceMap"];
 
 /// No shape has more.
-pub(super) const MOST_INTEGERS: usize = 16;
+pub(in crate::runtime) const MOST_INTEGERS: usize = 16;
 
 /// `ModelProto`, of a graph whose large weights are in a file.
-pub(super) struct Model {
-    pub(super) graph: Graph,
+pub(in crate::runtime) struct Model {
+    pub(in crate::runtime) graph: Graph,
     /// Of ONNX's own operators.
-    pub(super) opset: u64,
+    pub(in crate::runtime) opset: u64,
     /// Of others.
     domains: BTreeSet<String>,
     /// All else, as it is.
@@ -29,7 +29,7 @@ pub(super) struct Model {
 }
 
 impl Model {
-    pub(super) fn read(bytes: &[u8]) -> io::Result<Self> {
+    pub(in crate::runtime) fn read(bytes: &[u8]) -> io::Result<Self> {
         let (mut rest, mut graph, mut opset, mut domains) = (Vec::new(), None, 0, BTreeSet::new());
         fields_of(bytes, |message, number, value| match (number, value) {
             (proto::model::GRAPH, Value::Bytes(length)) => {
@@ -51,7 +51,7 @@ impl Model {
     }
 
     /// Lets it have operators of the first version of `domain`.
-    pub(super) fn import(&mut self, domain: &str) {
+    pub(in crate::runtime) fn import(&mut self, domain: &str) {
         if self.domains.insert(domain.to_owned()) {
             let mut imported = Vec::new();
             put_bytes(&mut imported, proto::opset::DOMAIN, domain.as_bytes());
@@ -61,27 +61,27 @@ impl Model {
     }
 
     /// The model with another `GraphProto`.
-    pub(super) fn with_graph(mut self, graph: &[u8]) -> Vec<u8> {
+    pub(in crate::runtime) fn with_graph(mut self, graph: &[u8]) -> Vec<u8> {
         put_bytes(&mut self.rest, proto::model::GRAPH, graph);
         self.rest
     }
 }
 
 /// `GraphProto`.
-pub(super) struct Graph {
-    pub(super) nodes: Vec<Node>,
-    pub(super) initializers: Vec<Tensor>,
+pub(in crate::runtime) struct Graph {
+    pub(in crate::runtime) nodes: Vec<Node>,
+    pub(in crate::runtime) initializers: Vec<Tensor>,
     /// By their names.
-    pub(super) inputs: BTreeMap<String, Input>,
-    pub(super) outputs: BTreeSet<String>,
+    pub(in crate::runtime) inputs: BTreeMap<String, Input>,
+    pub(in crate::runtime) outputs: BTreeSet<String>,
     /// The nodes that read each value, once for each time they do.
     readers: HashMap<String, Vec<usize>>,
     /// All else, as it is.
-    pub(super) rest: Vec<u8>,
+    pub(in crate::runtime) rest: Vec<u8>,
 }
 
 impl Graph {
-    pub(super) fn read(bytes: &[u8]) -> io::Result<Self> {
+    pub(in crate::runtime) fn read(bytes: &[u8]) -> io::Result<Self> {
         let (mut nodes, mut initializers, mut rest) = (Vec::new(), Vec::new(), Vec::new());
         let (mut inputs, mut outputs) = (BTreeMap::new(), BTreeSet::new());
         fields_of(bytes, |message, number, value| match (number, value) {
@@ -119,7 +119,7 @@ impl Graph {
     }
 
     /// [`Self::rest`] without the input called `name`.
-    pub(super) fn without_input(&self, name: &str) -> io::Result<Vec<u8>> {
+    pub(in crate::runtime) fn without_input(&self, name: &str) -> io::Result<Vec<u8>> {
         let mut rest = Vec::new();
         fields_of(&self.rest, |message, number, value| match (number, value) {
             (proto::graph::INPUT, Value::Bytes(length)) => {
@@ -135,12 +135,12 @@ impl Graph {
     }
 
     /// Does one of its nodes have a graph inside, which may read any value?
-    pub(super) fn has_graphs_inside(&self) -> bool {
+    pub(in crate::runtime) fn has_graphs_inside(&self) -> bool {
         self.nodes.iter().any(|node| NESTING.contains(&node.operator.as_str()))
     }
 
     /// `GraphProto` of all but the nodes, in which initializers in a file have the `shape` that is told of them.
-    pub(super) fn without_nodes(&self, shape: impl Fn(&Tensor) -> Option<Vec<u64>>) -> Vec<u8> {
+    pub(in crate::runtime) fn without_nodes(&self, shape: impl Fn(&Tensor) -> Option<Vec<u64>>) -> Vec<u8> {
         let mut graph = self.rest.clone();
         for tensor in &self.initializers {
             let reshaped = shape(tensor).and_then(|shape| tensor.reshaped(&shape));
@@ -150,7 +150,7 @@ impl Graph {
     }
 
     /// `GraphProto`, with what `put` appends to it in the place of the nodes, by their indices, for which it says that it did.
-    pub(super) fn with_replaced(
+    pub(in crate::runtime) fn with_replaced(
         &self,
         put: impl Fn(usize, &Node, &mut Vec<u8>) -> io::Result<bool>,
     ) -> io::Result<Vec<u8>> {
@@ -158,7 +158,7 @@ impl Graph {
     }
 
     /// The same, with [`Self::without_nodes`] of `shape`.
-    pub(super) fn with_reshaped(
+    pub(in crate::runtime) fn with_reshaped(
         &self,
         shape: impl Fn(&Tensor) -> Option<Vec<u64>>,
         put: impl Fn(usize, &Node, &mut Vec<u8>) -> io::Result<bool>,
@@ -173,7 +173,7 @@ impl Graph {
     }
 
     /// The names of all its values; `None` if some have the same.
-    pub(super) fn names(&self) -> Option<BTreeSet<&str>> {
+    pub(in crate::runtime) fn names(&self) -> Option<BTreeSet<&str>> {
         let mut names = BTreeSet::new();
         if !self.initializers.iter().all(|tensor| names.insert(tensor.name.as_str())) {
             return None;
@@ -185,29 +185,29 @@ impl Graph {
     }
 
     /// The index of the node that makes each value.
-    pub(super) fn producers(&self) -> HashMap<&str, usize> {
+    pub(in crate::runtime) fn producers(&self) -> HashMap<&str, usize> {
         let nodes = self.nodes.iter().enumerate();
         nodes.flat_map(|(index, node)| node.outputs.iter().map(move |output| (output.as_str(), index))).collect()
     }
 
-    pub(super) fn readers(&self, value: &str) -> &[usize] {
+    pub(in crate::runtime) fn readers(&self, value: &str) -> &[usize] {
         self.readers.get(value).map_or(&[], Vec::as_slice)
     }
 
     /// What the only reader of `product` adds to it, and that reader.
-    pub(super) fn added(&self, product: &str) -> Option<(usize, &String)> {
+    pub(in crate::runtime) fn added(&self, product: &str) -> Option<(usize, &String)> {
         let &[sum] = self.readers(product) else { return None };
         let node = &self.nodes[sum];
         let added = node.inputs.iter().find(|input| *input != product).filter(|_| node.operator == "Add")?;
         Some((sum, added))
     }
 
-    pub(super) fn initializer(&self, name: &str) -> Option<&Tensor> {
+    pub(in crate::runtime) fn initializer(&self, name: &str) -> Option<&Tensor> {
         self.initializers.iter().find(|tensor| tensor.name == name)
     }
 
     /// What `node` multiplies its first input with, if that is floats in a file, as many as it shall have.
-    pub(super) fn weights(&self, node: &Node) -> Option<&Tensor> {
+    pub(in crate::runtime) fn weights(&self, node: &Node) -> Option<&Tensor> {
         let weights = self.initializer(node.inputs.get(1)?)?;
         let length = weights.place.as_ref()?.length;
         (weights.data_type == proto::tensor::FLOAT && weights.values().checked_mul(4) == Some(length))
@@ -215,18 +215,18 @@ impl Graph {
     }
 
     /// [`Self::weights`], if nobody else reads them or may give others.
-    pub(super) fn own_weights(&self, node: &Node) -> Option<&Tensor> {
+    pub(in crate::runtime) fn own_weights(&self, node: &Node) -> Option<&Tensor> {
         let is_own = |name: &str| self.readers(name).len() == 1 && !self.outputs.contains(name);
         self.weights(node).filter(|weights| is_own(&weights.name) && !self.inputs.contains_key(&weights.name))
     }
 
-    pub(super) fn is_scalar(&self, value: &str) -> bool {
+    pub(in crate::runtime) fn is_scalar(&self, value: &str) -> bool {
         self.initializer(value).is_some_and(|tensor| tensor.values() == 1)
             || self.nodes.iter().any(|node| node.is_scalar && node.outputs[0] == value)
     }
 
     /// The vector that `value` always is: an initializer, or another name of one.
-    pub(super) fn vector(&self, value: &str) -> Option<&Tensor> {
+    pub(in crate::runtime) fn vector(&self, value: &str) -> Option<&Tensor> {
         let other_name = || {
             let node = self.nodes.iter().find(|node| node.outputs.iter().any(|output| output == value))?;
             self.initializer(node.inputs.first().filter(|_| node.operator == "Identity")?)
@@ -236,10 +236,10 @@ impl Graph {
 }
 
 /// What an input is given.
-pub(super) struct Input {
+pub(in crate::runtime) struct Input {
     /// ONNX's number.
-    pub(super) element_type: u64,
-    pub(super) dimensions: Vec<Dimension>,
+    pub(in crate::runtime) element_type: u64,
+    pub(in crate::runtime) dimensions: Vec<Dimension>,
 }
 
 impl Input {
@@ -269,19 +269,19 @@ impl Input {
 }
 
 /// `NodeProto`.
-pub(super) struct Node {
-    pub(super) bytes: Vec<u8>,
+pub(in crate::runtime) struct Node {
+    pub(in crate::runtime) bytes: Vec<u8>,
     /// With its domain before it where that is not ONNX's own.
-    pub(super) operator: String,
-    pub(super) inputs: Vec<String>,
+    pub(in crate::runtime) operator: String,
+    pub(in crate::runtime) inputs: Vec<String>,
     /// One at least.
-    pub(super) outputs: Vec<String>,
+    pub(in crate::runtime) outputs: Vec<String>,
     /// A `Constant` of one value.
-    pub(super) is_scalar: bool,
+    pub(in crate::runtime) is_scalar: bool,
 }
 
 impl Node {
-    pub(super) fn read(bytes: Vec<u8>) -> io::Result<Self> {
+    pub(in crate::runtime) fn read(bytes: Vec<u8>) -> io::Result<Self> {
         let (mut operator, mut domain, mut inputs, mut outputs) =
             (String::new(), String::new(), Vec::new(), Vec::new());
         let mut is_scalar = false;
@@ -308,7 +308,7 @@ impl Node {
     }
 
     /// The integers of each of its attributes; none for those of other types.
-    pub(super) fn integers(&self) -> io::Result<HashMap<String, Vec<u64>>> {
+    pub(in crate::runtime) fn integers(&self) -> io::Result<HashMap<String, Vec<u64>>> {
         let mut attributes = HashMap::new();
         fields_of(&self.bytes, |message, number, value| match (number, value) {
             (proto::node::ATTRIBUTE, Value::Bytes(length)) => {
@@ -321,7 +321,7 @@ impl Node {
     }
 
     /// The tensor that a `Constant` is, where it is told as one.
-    pub(super) fn constant(&self) -> io::Result<Option<Tensor>> {
+    pub(in crate::runtime) fn constant(&self) -> io::Result<Option<Tensor>> {
         let mut constant = None;
         if self.operator == "Constant" {
             fields_of(&self.bytes, |message, number, value| match (number, value) {
@@ -336,7 +336,12 @@ impl Node {
     }
 
     /// The node as another operator, with other names for what it reads.
-    pub(super) fn replaced(&self, domain: &str, operator: &str, name: impl Fn(&str) -> String) -> io::Result<Vec<u8>> {
+    pub(in crate::runtime) fn replaced(
+        &self,
+        domain: &str,
+        operator: &str,
+        name: impl Fn(&str) -> String,
+    ) -> io::Result<Vec<u8>> {
         let mut replaced = self.with_texts(|field, text| match field {
             proto::node::INPUT => Some(name(&text)),
             proto::node::OPERATOR | proto::node::DOMAIN => None,
@@ -348,7 +353,7 @@ impl Node {
     }
 
     /// The node under another name, which ends with `end`, with other names for what it reads and writes.
-    pub(super) fn renamed(&self, end: &str, name: impl Fn(&str) -> String) -> io::Result<Vec<u8>> {
+    pub(in crate::runtime) fn renamed(&self, end: &str, name: impl Fn(&str) -> String) -> io::Result<Vec<u8>> {
         self.with_texts(|field, text| match field {
             proto::node::INPUT | proto::node::OUTPUT => Some(name(&text)),
             // Nodes may have no names, but not the same.
@@ -398,17 +403,17 @@ fn tensor_of(attribute: &[u8]) -> io::Result<Option<Tensor>> {
 }
 
 /// `TensorProto`.
-pub(super) struct Tensor {
-    pub(super) bytes: Vec<u8>,
-    pub(super) name: String,
-    pub(super) shape: Vec<u64>,
-    pub(super) data_type: u64,
+pub(in crate::runtime) struct Tensor {
+    pub(in crate::runtime) bytes: Vec<u8>,
+    pub(in crate::runtime) name: String,
+    pub(in crate::runtime) shape: Vec<u64>,
+    pub(in crate::runtime) data_type: u64,
     /// Where its values are, if in a file.
-    pub(super) place: Option<Place>,
+    pub(in crate::runtime) place: Option<Place>,
 }
 
 impl Tensor {
-    pub(super) fn read(bytes: Vec<u8>) -> io::Result<Self> {
+    pub(in crate::runtime) fn read(bytes: Vec<u8>) -> io::Result<Self> {
         let (mut name, mut shape, mut data_type) = (String::new(), Vec::new(), 0);
         fields_of(&bytes, |message, number, value| match (number, value) {
             (proto::tensor::DIMENSION, Value::Number(dimension)) => {
@@ -433,12 +438,12 @@ impl Tensor {
         Ok(Self { bytes, name, shape, data_type, place })
     }
 
-    pub(super) fn values(&self) -> u64 {
+    pub(in crate::runtime) fn values(&self) -> u64 {
         self.shape.iter().fold(1, |values: u64, &size| values.saturating_mul(size))
     }
 
     /// The integers of a scalar or a short vector of them.
-    pub(super) fn integers(&self) -> io::Result<Option<Vec<i64>>> {
+    pub(in crate::runtime) fn integers(&self) -> io::Result<Option<Vec<i64>>> {
         if self.data_type != proto::tensor::INT64 || self.shape.len() > 1 || self.values() > MOST_INTEGERS as u64 {
             return Ok(None);
         }
@@ -463,14 +468,14 @@ impl Tensor {
     }
 
     /// The same values in a file as a tensor of another shape.
-    pub(super) fn reshaped(&self, shape: &[u64]) -> Option<Vec<u8>> {
+    pub(in crate::runtime) fn reshaped(&self, shape: &[u64]) -> Option<Vec<u8>> {
         let mut reshaped = tensor(&self.name, shape, self.data_type);
         self.place.as_ref()?.put(&mut reshaped);
         Some(reshaped)
     }
 
     /// One of `blocks` equal parts of the rows of a matrix in a file.
-    pub(super) fn rows(&self, block: u64, blocks: u64, name: &str) -> Option<Vec<u8>> {
+    pub(in crate::runtime) fn rows(&self, block: u64, blocks: u64, name: &str) -> Option<Vec<u8>> {
         let place = self.place.as_ref()?;
         let length = place.length / blocks;
         let mut rows = tensor(name, &[self.shape[0] / blocks, self.shape[1]], self.data_type);

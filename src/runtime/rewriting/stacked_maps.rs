@@ -10,13 +10,14 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use super::onnx_graph::{Graph, Model, Node, SPLIT_BY_INPUT};
-use super::onnx_parts::{floats, node, sizes, transpose, with_integers};
-use super::protobuf::put_bytes;
-use super::shapes::{Attributes, BINARY, Shapes, UNARY};
+use super::CORE_CACHE;
 use super::weights_in_file::Slim;
-use super::window::Window;
-use super::{CORE_CACHE, RuntimeError, onnx_proto as proto};
+use crate::runtime::onnx::graph::{Graph, Model, Node, SPLIT_BY_INPUT};
+use crate::runtime::onnx::parts::{floats, node, sizes, transpose, with_integers};
+use crate::runtime::onnx::protobuf::put_bytes;
+use crate::runtime::onnx::shapes::{Attributes, BINARY, Shapes, UNARY};
+use crate::runtime::onnx::window::Window;
+use crate::runtime::{RuntimeError, onnx::proto};
 
 /// Sizes along `[batch, channels, height, width]`.
 type Shape = [u64; 4];
@@ -370,10 +371,10 @@ fn tall(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::onnx_file::Dimension;
-    use super::super::onnx_parts::{value_info, with_integer};
-    use super::super::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
     use super::*;
+    use crate::runtime::onnx::file::Dimension;
+    use crate::runtime::onnx::parts::{value_info, with_integer};
+    use crate::runtime::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
 
     const PICTURES: u64 = 3;
     const CHANNELS: u64 = 128;

@@ -20,7 +20,7 @@
 //!
 //! None of this changes what is answered; it is there for speed:
 //!
-//! - **Tuning** (`models`: `tuner`, `contest`, `timing`, `trial`, `tuning`): child processes measure what the settings leave open about 4,
+//! - **Tuning** (`models::tuning`): child processes measure what the settings leave open about 4,
 //!   and the server switches to the best. A run that is due while one of them measures waits for a moment at a gate
 //!   ([`batching::RunGate`]). `models::bench` measures the same by hand.
 //! - **Graph rewriting** (`runtime::rewriting`, a file for each way, on `runtime::onnx`, which reads and writes the format): graphs become

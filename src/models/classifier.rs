@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::engine::{EngineSource, GraphInfo};
 use super::image_encoder::ImageEncoder;
 use super::stored_graph::StoredGraph;
-use super::tuner::Stage;
+use super::tuning::Stage;
 use super::{LoadContext, LoadError, PredictError, Stop, Ticket, Timings};
 use crate::batching::Straggler;
 use crate::config::ModelSettings;

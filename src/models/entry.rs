@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::classifier::ClassifierParts;
 use super::folder::{FolderContent, FolderError, ModelFolder};
 use super::info::{Description, ModelInfo, ModelState};
-use super::tuner::Stage;
+use super::tuning::Stage;
 use super::{Classifier, GraphInfo, LoadContext, LoadError, Stop, ZeroShotClassifier};
 use crate::batching::Straggler;
 use crate::config::ModelSettings;

@@ -6,7 +6,7 @@ use super::graph_model::Binding;
 use super::opener::{Opener, Warmed};
 use super::plan::{Plan, first_plan, providers};
 use super::tuning::Tuning;
-use super::tuning_cache::TuningCache;
+use super::tuning::TuningCache;
 use crate::config::ModelSettings;
 use crate::runtime::{Precision, RuntimeError};
 

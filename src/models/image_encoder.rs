@@ -9,9 +9,9 @@ use ndarray::{Array4, ArrayViewMut3, Axis, CowArray, IxDyn, s};
 
 use super::engine::{Engine, EngineSource, Pending};
 use super::graph_model::Binding;
-use super::probe::{self, Probe};
 use super::text_encoder::{TokenBinding, constant_shape};
-use super::tuner::{Judgement, Probabilities, Stage};
+use super::tuning::probe::{self, Probe};
+use super::tuning::{Judgement, Probabilities, Stage};
 use super::{LoadContext, LoadError, PredictError, Ticket, Timings};
 use crate::batching::InferenceError;
 use crate::cpu_pool::{self, CpuPool};

@@ -1,10 +1,8 @@
 //! A model folder becomes something that answers: graphs behind queues, and what a task computes around them.
 
 mod bench;
-mod bench_report;
 mod cache_file;
 mod classifier;
-mod contest;
 mod engine;
 mod entry;
 mod first;
@@ -15,23 +13,18 @@ mod image_encoder;
 mod info;
 mod opener;
 mod plan;
-mod probe;
 mod registry;
 mod scoring;
 mod stored_graph;
 mod text_encoder;
-mod timing;
-mod trial;
-mod tuner;
 mod tuning;
-mod tuning_cache;
 mod zero_shot;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use bench_report::{
+pub use bench::report::{
     Batches, BenchReport, BenchRequest, Choice, Failure, InferenceCost, PreprocessingCost, Way, Ways,
 };
 pub use classifier::Classifier;
@@ -42,8 +35,7 @@ pub use info::{ModelInfo, ModelState};
 pub use registry::{LookupError, Registry};
 pub use stored_graph::StoredGraph;
 pub use text_encoder::Padding;
-pub use trial::measure_for_server;
-pub use tuning::{Candidate, Speed, Tuning};
+pub use tuning::{Candidate, Speed, Tuning, measure_for_server};
 pub use zero_shot::{ZeroShotClassifier, ZeroShotQuestion};
 
 use crate::batching::{InferenceError, Permit, RunGate, Straggler};

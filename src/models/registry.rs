@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::entry::Entry;
 use super::info::{ModelInfo, ModelState};
-use super::tuner::Stage;
+use super::tuning::Stage;
 use super::{Classifier, LoadContext, LoadError, LoadedModel, Task, ZeroShotClassifier};
 use crate::batching::Straggler;
 use crate::config::Config;

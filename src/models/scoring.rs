@@ -19,7 +19,7 @@ pub(super) struct Scoring {
     pub(super) function_to_apply: FunctionToApply,
 }
 
-/// Prompts for [`Scoring::measure`]: different enough for their cosines with one image to differ.
+/// Prompts for [`measure`]: different enough for their cosines with one image to differ.
 const PROBES: [&str; 8] = ["a", "red", "a photo of a dog", "2", "the sea at night", "text", "a car", "music"];
 
 /// How far the logits of a combined graph may lie from those of the fitted line: float error, and no more.

@@ -10,7 +10,7 @@ use super::image_encoder::ImageEncoder;
 use super::scoring::Scoring;
 use super::stored_graph::StoredGraph;
 use super::text_encoder::{TextEncoder, TokenBinding};
-use super::tuner::Stage;
+use super::tuning::Stage;
 use super::{LoadContext, LoadError, PredictError, Stop, Ticket, Timings};
 use crate::batching::Straggler;
 use crate::config::ModelSettings;

@@ -5,52 +5,52 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Barrier, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::LoadError;
-use super::graph_model::{Binding, GraphModel};
-use super::opener::Warmed;
 use crate::config::usable_cores;
+use crate::models::LoadError;
+use crate::models::graph_model::{Binding, GraphModel};
+use crate::models::opener::Warmed;
 
 /// What a server computes for an item before it can be in a batch.
-pub(super) type Preparation<'a> = dyn Fn() + Sync + 'a;
+pub(in crate::models) type Preparation<'a> = dyn Fn() + Sync + 'a;
 
 /// Of the times given; 0 if there are none.
-pub(super) fn median(times: &mut [Duration]) -> Duration {
+pub(in crate::models) fn median(times: &mut [Duration]) -> Duration {
     times.sort_unstable();
     times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
 /// Of the values given; 0 if there are none.
-pub(super) fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+pub(in crate::models) fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     let count = values.len().max(1) as f64;
     values.sum::<f64>() / count
 }
 
 /// Powers of two up to `max`, and `max` itself.
-pub(super) fn batch_sizes(max: usize) -> Vec<usize> {
+pub(in crate::models) fn batch_sizes(max: usize) -> Vec<usize> {
     let powers = std::iter::successors(Some(1), |size| Some(size * 2)).take_while(|&size| size < max);
     powers.chain([max]).collect()
 }
 
 /// How long sessions are timed.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Span {
-    pub(super) time: Duration,
+pub(in crate::models) struct Span {
+    pub(in crate::models) time: Duration,
     /// Runs of each session, however long they take.
-    pub(super) least: usize,
+    pub(in crate::models) least: usize,
     /// Are all busy before the first run that counts of any, and until the last one has ended what it began in the time? Where they share
     /// cores, or wait for each other, the first ones and the last ones would otherwise look faster than all can be together.
-    pub(super) keeps_all_busy: bool,
+    pub(in crate::models) keeps_all_busy: bool,
 }
 
 impl Span {
     /// For sessions that have cores of their own, or are compared with others that share them alike.
-    pub(super) fn of(time: Duration) -> Self {
+    pub(in crate::models) fn of(time: Duration) -> Self {
         Self { time, least: 1, keeps_all_busy: false }
     }
 }
 
 /// As [`timed_runs`] of `size` items each, with as many being prepared meanwhile, by as many threads as there are cores.
-pub(super) fn timed_with_preparation<B: Binding>(
+pub(in crate::models) fn timed_with_preparation<B: Binding>(
     sessions: &mut [Warmed<B>],
     span: Span,
     size: usize,
@@ -148,16 +148,16 @@ fn with_preparation<T>(preparation: &Preparation<'_>, measure: impl FnOnce(&Back
 }
 
 /// What one session did while it was timed.
-pub(super) struct TimedRuns {
+pub(in crate::models) struct TimedRuns {
     /// Each run that counts, one after the other.
-    pub(super) runs: Vec<Duration>,
+    pub(in crate::models) runs: Vec<Duration>,
     /// Further runs, before and after these, which only kept the others company.
-    pub(super) more: usize,
+    pub(in crate::models) more: usize,
 }
 
 /// Runs per second of all sessions together. Each counts by its own time: up to the end of the one that is done first, those that the
 /// cores have favoured so far would look as if they went on like that.
-pub(super) fn runs_per_second(sessions: &[TimedRuns]) -> f64 {
+pub(in crate::models) fn runs_per_second(sessions: &[TimedRuns]) -> f64 {
     let time = |session: &TimedRuns| session.runs.iter().sum::<Duration>().as_secs_f64();
     sessions.iter().map(|session| session.runs.len() as f64 / time(session)).sum()
 }
@@ -188,7 +188,7 @@ const PATIENCE: u32 = 8;
 
 /// Repeats `run` in all sessions at once. None stops before all have had enough, or nearly so: where they are more than the cores, the
 /// others would then be faster than they can be together.
-pub(super) fn timed_runs<B: Binding>(
+pub(in crate::models) fn timed_runs<B: Binding>(
     sessions: &mut [Warmed<B>],
     Span { time, least, keeps_all_busy }: Span,
     run: impl Fn(&mut GraphModel<B>) -> Result<(), LoadError> + Sync,

@@ -1,5 +1,7 @@
 //! What preprocessing and inference cost by themselves, measured through the code that serves: for `ocelli bench`.
 
+pub(super) mod report;
+
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -7,14 +9,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::bench_report::{
-    Batches, BenchReport, BenchRequest, Choice, Failure, InferenceCost, PreprocessingCost, Way, Ways,
-};
+use self::report::{Batches, BenchReport, BenchRequest, Choice, Failure, InferenceCost, PreprocessingCost, Way, Ways};
 use super::graph_model::GraphModel;
 use super::image_encoder::{ImageBinding, ImageEncoder};
 use super::opener::{BatchSizes, Use, Warmed};
 use super::plan::providers;
-use super::timing::{Span, batch_sizes, median, runs_per_second, timed_runs, timed_with_preparation};
+use super::tuning::timing::{Span, batch_sizes, median, runs_per_second, timed_runs, timed_with_preparation};
 use super::tuning::{Latitude, choose};
 use super::{GraphInfo, LoadError, LoadedModel, PredictError};
 use crate::batching::{Model, Role};

@@ -3,18 +3,18 @@
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use super::LoadError;
+use super::choice::{Candidate, LIKELY_BATCH, LIKELY_COMPANY, Latitude, Speed, Tuning, choose, judge};
 use super::contest::{BUDGET, HOPELESS, Measured, Trial};
-use super::engine::Engine;
-use super::graph_model::Binding;
-use super::opener::{Opener, Warmed};
-use super::plan::{Plan, first_plan, providers};
 use super::probe::Probe;
 use super::timing::batch_sizes;
 use super::trial;
-use super::tuning::{Candidate, LIKELY_BATCH, LIKELY_COMPANY, Latitude, Speed, Tuning, choose, judge};
 use crate::batching::InferenceError;
 use crate::config::{ModelSettings, Objective, usable_cores};
+use crate::models::LoadError;
+use crate::models::engine::Engine;
+use crate::models::graph_model::Binding;
+use crate::models::opener::{Opener, Warmed};
+use crate::models::plan::{Plan, first_plan, providers};
 use crate::runtime::Precision;
 
 /// How long an arithmetic is measured; they differ by a multiple.
@@ -40,25 +40,25 @@ const LIKELY_INSTANCES: usize = 8;
 const HALF_IS_NEAR: f64 = 0.9;
 
 /// What makes probabilities of a graph's answers to the probe's items.
-pub(super) type Probabilities<'a> = dyn Fn(&[Vec<f32>]) -> Vec<Vec<f32>> + 'a;
+pub(in crate::models) type Probabilities<'a> = dyn Fn(&[Vec<f32>]) -> Vec<Vec<f32>> + 'a;
 
 /// What fidelity is judged on.
-pub(super) struct Judgement<'a, B: Binding> {
+pub(in crate::models) struct Judgement<'a, B: Binding> {
     /// How another process makes the items.
-    pub(super) probe: Probe,
-    pub(super) items: Vec<B::Item>,
-    pub(super) probabilities: &'a Probabilities<'a>,
+    pub(in crate::models) probe: Probe,
+    pub(in crate::models) items: Vec<B::Item>,
+    pub(in crate::models) probabilities: &'a Probabilities<'a>,
 }
 
 impl<B: Binding> Opener<B> {
     /// The plan that measurements speak for, under these settings.
-    pub(super) fn choose(&self, settings: &ModelSettings, candidates: &[Candidate]) -> Option<Plan> {
+    pub(in crate::models) fn choose(&self, settings: &ModelSettings, candidates: &[Candidate]) -> Option<Plan> {
         let plan = choose(candidates, settings.tuning.objective?, self.latitude(settings))?;
         Some(self.as_asked(settings, plan))
     }
 
     /// What a choice may make of lone items.
-    pub(super) fn latitude(&self, settings: &ModelSettings) -> Latitude {
+    pub(in crate::models) fn latitude(&self, settings: &ModelSettings) -> Latitude {
         let left_open = settings.instances.is_none() && settings.solo_threads.is_none();
         let may_solo = left_open && self.can_fix_batch_size();
         if may_solo { Latitude::SoloSession } else { Latitude::Bound(settings.tuning.latency_bound) }
@@ -67,12 +67,12 @@ impl<B: Binding> Opener<B> {
 
 impl<B: Binding> Engine<B> {
     /// Is there anything to measure?
-    pub(super) fn wants_tuning(&self) -> bool {
+    pub(in crate::models) fn wants_tuning(&self) -> bool {
         self.settings.leaves_open() && self.info().tuning.is_none()
     }
 
     /// The engine's own answers, through its queue. Blocks.
-    pub(super) fn answers(&self, items: &[B::Item]) -> Result<Vec<Vec<f32>>, InferenceError> {
+    pub(in crate::models) fn answers(&self, items: &[B::Item]) -> Result<Vec<Vec<f32>>, InferenceError> {
         let deadline = Instant::now() + ANSWERS;
         let pending: Vec<_> =
             items.iter().map(|item| self.submit_ahead(item.clone(), deadline)).collect::<Result<_, _>>()?;
@@ -81,7 +81,7 @@ impl<B: Binding> Engine<B> {
 
     /// Measures one stage of what the settings leave open, and goes over to the best of it. Blocks for some seconds, in which the
     /// engine serves; ends early when the engine is closed.
-    pub(super) fn tune(&self, stage: Stage, judgement: &Judgement<'_, B>) {
+    pub(in crate::models) fn tune(&self, stage: Stage, judgement: &Judgement<'_, B>) {
         let found = match stage {
             Stage::Arithmetic => self.wants_tuning().then(|| self.refer(judgement)).flatten(),
             Stage::Batches => self.found.lock().unwrap_or_else(PoisonError::into_inner).take(),
@@ -122,7 +122,7 @@ impl<B: Binding> Engine<B> {
 
 /// Tuning goes through these one after the other, through each with all graphs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(in crate::models) enum Stage {
     /// Providers and precisions, which differ by a multiple: the fastest serves from then on.
     Arithmetic,
     /// Sessions, threads and batch sizes.
@@ -130,7 +130,7 @@ pub(super) enum Stage {
 }
 
 /// What has been found of a graph so far.
-pub(super) struct Found<B: Binding> {
+pub(in crate::models) struct Found<B: Binding> {
     /// What f32 makes of the probe.
     reference: Option<Vec<Vec<f32>>>,
     candidates: Vec<Candidate>,

@@ -15,14 +15,14 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::contest::{self, Measured, Quietly};
-use super::graph_model::Binding;
-use super::image_encoder::ImageBinding;
-use super::opener::{Files, Opener};
-use super::plan::Plan;
 use super::probe::{self, Probe};
-use super::text_encoder::TokenBinding;
-use super::{LoadContext, LoadError};
 use crate::batching::{ClosedGate, RunGate};
+use crate::models::graph_model::Binding;
+use crate::models::image_encoder::ImageBinding;
+use crate::models::opener::{Files, Opener};
+use crate::models::plan::Plan;
+use crate::models::text_encoder::TokenBinding;
+use crate::models::{LoadContext, LoadError};
 use crate::preprocess::{DecodeLimits, ImageProcessor};
 use crate::runtime::{ExecutionProvider, Runtime};
 use crate::telemetry::Metrics;
@@ -63,7 +63,7 @@ enum Word {
 
 /// Measures `plans`, in their order, for about `enough` in all, in a process of the context's program, or in this one if there is none.
 /// There are fewer outcomes than plans where measuring took too long. Blocks; gives up when `stopped` says so.
-pub(super) fn measure<B: Binding>(
+pub(in crate::models) fn measure<B: Binding>(
     opener: &Opener<B>,
     plans: &[Plan],
     enough: Duration,

@@ -4,20 +4,25 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::cache_file;
-use super::engine::EngineSource;
-use super::stored_graph::{StoredGraph, hexadecimal};
-use super::tuning::Tuning;
+use super::choice::Tuning;
+use crate::models::cache_file;
+use crate::models::engine::EngineSource;
+use crate::models::stored_graph::{StoredGraph, hexadecimal};
 
 /// To be raised when something else is measured than before.
 const REVISION: u32 = 10;
 
 /// Where measurements of a graph are kept between starts. Everything that could change them is in the name.
-pub(super) struct TuningCache(PathBuf);
+pub(in crate::models) struct TuningCache(PathBuf);
 
 impl TuningCache {
     /// For the graph of `source`, and its variant in int8 if that may be taken, as `library` runs it on this machine.
-    pub(super) fn new(cache_dir: &Path, source: &EngineSource<'_>, int8: Option<&StoredGraph>, library: &Path) -> Self {
+    pub(in crate::models) fn new(
+        cache_dir: &Path,
+        source: &EngineSource<'_>,
+        int8: Option<&StoredGraph>,
+        library: &Path,
+    ) -> Self {
         let EngineSource { graph, stored, judged_with, folder, settings, .. } = source;
         let sha256 = [Some(*stored), int8, *judged_with].map(|graph| graph.map(|graph| &graph.sha256));
         let length = std::fs::metadata(library).map_or(0, |file| file.len());
@@ -33,13 +38,13 @@ impl TuningCache {
     }
 
     /// What an earlier start measured. A file that cannot be read is as good as none.
-    pub(super) fn read(&self) -> Option<Tuning> {
+    pub(in crate::models) fn read(&self) -> Option<Tuning> {
         let tuning: Tuning = serde_json::from_slice(&std::fs::read(&self.0).ok()?).ok()?;
         Some(Tuning { cached: true, ..tuning })
     }
 
     /// Keeps measurements for later starts.
-    pub(super) fn write(&self, tuning: &Tuning) {
+    pub(in crate::models) fn write(&self, tuning: &Tuning) {
         let written = serde_json::to_vec(tuning).map_err(Into::into).and_then(|text| cache_file::write(&self.0, &text));
         if let Err(error) = written {
             tracing::warn!(file = %self.0.display(), %error, "what was measured cannot be kept; the next start will measure again");
@@ -74,7 +79,7 @@ fn processors() -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::tuning::{Candidate, Speed};
+    use super::super::choice::{Candidate, Speed};
     use super::*;
     use crate::config::{Config, ModelSettings};
     use crate::runtime::{ExecutionProvider, Precision};

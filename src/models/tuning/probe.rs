@@ -3,13 +3,13 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Padding;
 use super::timing::Preparation;
+use crate::models::Padding;
 use crate::preprocess::{DecodeLimits, ImageProcessor, PreparedImage, decode};
 
 /// Items to judge fidelity on, as another process is told to make them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) enum Probe {
+pub(in crate::models) enum Probe {
     /// The built-in photos, through this image processor.
     Photos {
         /// Its effective settings.
@@ -24,7 +24,7 @@ const USUAL_PHOTO: usize = 5;
 
 impl Probe {
     /// What a server computes for an item of a usual size before it can be in a batch; `None` where that is next to nothing.
-    pub(super) fn preparation(&self) -> Option<Box<Preparation<'static>>> {
+    pub(in crate::models) fn preparation(&self) -> Option<Box<Preparation<'static>>> {
         let Self::Photos { image_processor } = self else { return None };
         let processor = ImageProcessor::from_json(image_processor, None).ok()?;
         Some(Box::new(move || drop(photos_of(&processor, &PHOTOS[..USUAL_PHOTO]))))
@@ -43,7 +43,7 @@ const PHOTOS: [&[u8]; 6] = [
 ];
 
 /// Labels that fit the photos, and some that fit none.
-pub(super) const LABELS: [&str; 10] = [
+pub(in crate::models) const LABELS: [&str; 10] = [
     "an astronaut",
     "a photographer",
     "a cat",
@@ -57,7 +57,7 @@ pub(super) const LABELS: [&str; 10] = [
 ];
 
 /// The photos as a model sees them.
-pub(super) fn photos(processor: &ImageProcessor) -> Vec<PreparedImage> {
+pub(in crate::models) fn photos(processor: &ImageProcessor) -> Vec<PreparedImage> {
     photos_of(processor, &PHOTOS)
 }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::GraphInfo;
-use super::plan::Plan;
-use super::timing::mean;
+use crate::models::GraphInfo;
+use crate::models::plan::Plan;
+use crate::models::tuning::timing::mean;
 use crate::runtime::{ExecutionProvider, Precision};
 
 /// A figure rests on so many runs at least.
@@ -160,12 +160,12 @@ impl FromStr for Way {
 }
 
 impl Way {
-    pub(super) fn of(plan: &Plan) -> Self {
+    pub(in crate::models) fn of(plan: &Plan) -> Self {
         let Plan { provider, precision, instances, threads, .. } = *plan;
         Self { provider, precision, instances, threads }
     }
 
-    pub(super) fn plan(self, max_batch_size: usize) -> Plan {
+    pub(in crate::models) fn plan(self, max_batch_size: usize) -> Plan {
         let Self { provider, precision, instances, threads } = self;
         Plan { provider, precision, instances, threads, max_batch_size, small_batch_size: None, solo_threads: None }
     }
@@ -173,13 +173,13 @@ impl Way {
 
 impl BenchRequest {
     /// In each round. Of three, one may have been stopped for a while: `scripts/bench` has a server take turns with this program.
-    pub(super) fn least_runs(&self) -> usize {
+    pub(in crate::models) fn least_runs(&self) -> usize {
         LEAST_RUNS.div_ceil(self.rounds.max(1)).max(3)
     }
 }
 
 impl PreprocessingCost {
-    pub(super) fn mean(costs: &[Self]) -> Self {
+    pub(in crate::models) fn mean(costs: &[Self]) -> Self {
         let mean = |of: fn(&Self) -> f64| mean(costs.iter().map(of));
         Self {
             bytes: costs.first().map_or(0, |cost| cost.bytes),
@@ -192,7 +192,7 @@ impl PreprocessingCost {
 
 impl InferenceCost {
     /// `None` of none.
-    pub(super) fn mean(costs: &[Self]) -> Option<Self> {
+    pub(in crate::models) fn mean(costs: &[Self]) -> Option<Self> {
         let first = costs.first()?;
         let mean = |of: fn(&Self) -> f64| mean(costs.iter().map(of));
         Some(Self {

@@ -18,13 +18,14 @@ pub(in crate::runtime) enum Size {
 }
 
 /// Operators whose output has the shape of their first input.
-const PER_VALUE: [&str; 27] = [
+const PER_VALUE: [&str; 28] = [
     "Abs",
     "BatchNormalization",
     "Cast",
     "Ceil",
     "Clip",
     "DequantizeLinear",
+    "Elu",
     "Erf",
     "Exp",
     "Floor",

@@ -27,7 +27,7 @@ const BATCH: u64 = 0;
 const HEIGHT: u64 = 2;
 const WIDTH: u64 = 3;
 
-/// Maps are copied to lie side by side and back, which costs little where the weights are so many times larger than they.
+/// Maps are copied to lie side by side and back, which costs little where the weights are so many times larger than those of a picture.
 const WEIGHTS_TO_MAPS: u64 = 4;
 
 /// Pixels that are multiplied at once.
@@ -52,7 +52,7 @@ pub(super) fn with_stacked_maps(slim: Slim, path: &Path, open: &[(String, usize)
 fn stacked(model: &[u8], open: &[(String, usize)], cache: u64) -> io::Result<Option<Vec<u8>>> {
     let model = Model::read(model)?;
     let graph = &model.graph;
-    if model.opset < SPLIT_BY_INPUT || graph.has_graphs_inside() {
+    if model.opset < SPLIT_BY_INPUT || graph.has_graphs_inside() || graph.names().is_none() {
         return Ok(None);
     }
     let shapes = graph.shapes(open)?;
@@ -93,9 +93,28 @@ struct Stacking<'g> {
 /// A convolution that is to be done on stacked maps.
 struct Convolution<'g> {
     node: &'g Node,
-    window: Window,
+    strides: [u64; 2],
     input: Shape,
     output: Shape,
+    /// How maps lie side by side; one below the other if not told.
+    spacing: Option<Spacing>,
+}
+
+/// Columns of maps side by side.
+struct Spacing {
+    /// Of zeros between two maps.
+    gap: u64,
+    /// From one map of the output to the next.
+    period: u64,
+}
+
+impl Spacing {
+    /// For `window` to go over maps of this `width` as over each by itself.
+    fn of(window: &Window, width: u64) -> Option<Self> {
+        let stride = window.strides[1];
+        let period = width.checked_add(window.before[1].max(window.after[1]))?.div_ceil(stride);
+        Some(Self { gap: period.checked_mul(stride)? - width, period })
+    }
 }
 
 impl<'g> Stacking<'g> {
@@ -104,10 +123,9 @@ impl<'g> Stacking<'g> {
         let end = node.outputs[0].as_str();
         if let Some(convolution) = self.convolution(node)? {
             self.convolutions += 1;
-            if convolution.window.is_of_one_pixel() {
-                self.put_pointwise(&convolution)?;
-            } else {
-                self.put_side_by_side(&convolution)?;
+            match &convolution.spacing {
+                Some(spacing) => self.put_side_by_side(&convolution, spacing)?,
+                None => self.put_pointwise(&convolution)?,
             }
             self.is_tall_now(end);
         } else if self.is_per_value(node) {
@@ -139,31 +157,33 @@ impl<'g> Stacking<'g> {
     fn convolution(&self, node: &'g Node) -> io::Result<Option<Convolution<'g>>> {
         let convolution = |window: Window| {
             let kernels = self.graph.weights(node)?;
-            let (weights, is_told) = (kernels.values(), kernels.shape.get(2..) == Some(&window.kernel));
-            let from = node.inputs[0].as_str();
+            let [from, weights @ ..] = &node.inputs[..] else { return None };
+            let is_plain =
+                window.groups == 1 && kernels.shape.get(2..) == Some(&window.kernel) && !weights.contains(from);
             let (input, output) = (self.shapes.numbers(from)?, self.shapes.numbers(&node.outputs[0])?);
-            let [batch, _, height, width] = output;
-            let fills_cache = weights.saturating_mul(2) >= self.cache;
-            let is_worth_it = if window.is_of_one_pixel() {
-                let is_at_hand = self.tall.contains(from) || window.strides != [1; 2] || self.lies_well(from);
-                fills_cache || is_at_hand && !is_well_filled(height.saturating_mul(width))
-            } else {
-                let values =
-                    |[_, channels, height, width]: Shape| channels.saturating_mul(height).saturating_mul(width);
-                // Those whose windows lie beside each other, as patches do, read a large map once, and were slower.
-                let overlaps = window.kernel[1] > window.strides[1];
-                let (period, _) = side_by_side(&window, input[3]);
-                overlaps
-                    && period >= width
-                    && fills_cache
-                    && weights / WEIGHTS_TO_MAPS >= values(input).saturating_add(values(output))
+            let is_batch = SEVERAL.contains(&output[0]) && input[0] == output[0];
+            // Of a picture.
+            let values = |shape: Shape| product(&shape)?.checked_div(shape[0]);
+            let maps = values(input)?.saturating_add(values(output)?);
+            // In bf16.
+            let fills_cache = kernels.values().saturating_mul(2) >= self.cache;
+            let spacing = if window.is_of_one_pixel() { None } else { Some(Spacing::of(&window, input[3])?) };
+            let is_worth_it = match &spacing {
+                None => {
+                    // What is left out in steps is a copy that nobody else reads.
+                    let is_in_steps = window.strides != [1; 2];
+                    let is_at_hand = self.tall.contains(from.as_str()) || is_in_steps || self.lies_well(from);
+                    fills_cache || is_at_hand && !is_well_filled(output[2] * output[3])
+                }
+                Some(Spacing { gap, period }) => {
+                    // Those whose windows lie beside each other, as patches do, read a large map once, and were slower.
+                    let overlaps = window.kernel[1] > window.strides[1];
+                    let fits = *period >= output[3] && *gap <= input[3];
+                    overlaps && fits && fills_cache && kernels.values() / WEIGHTS_TO_MAPS >= maps
+                }
             };
-            (is_worth_it && is_told && SEVERAL.contains(&batch) && window.groups == 1).then_some(Convolution {
-                node,
-                window,
-                input,
-                output,
-            })
+            let strides = window.strides;
+            (is_worth_it && is_plain && is_batch).then_some(Convolution { node, strides, input, output, spacing })
         };
         Ok(if node.operator == "Conv" { Window::of(node)?.and_then(convolution) } else { None })
     }
@@ -187,22 +207,23 @@ impl<'g> Stacking<'g> {
 
     /// The tall map whose mean over all pixels `node` makes.
     fn mean_of(&self, node: &'g Node) -> io::Result<Option<&'g str>> {
+        let Some(map) = node.inputs.first().map(String::as_str).filter(|map| self.tall.contains(map)) else {
+            return Ok(None);
+        };
         let is_mean = match node.operator.as_str() {
             "GlobalAveragePool" => true,
             "ReduceMean" => {
                 let attributes = Attributes(node.integers()?);
-                let axes = self.shapes.reduced_axes(node, &attributes);
-                attributes.integer("keepdims", 1) == 1
-                    && axes.is_some_and(|axes| {
-                        axes.len() == 2 && [HEIGHT, WIDTH].iter().all(|&axis| axes.contains(&(axis as usize)))
-                    })
+                let mut axes = self.shapes.reduced_axes(node, &attributes).unwrap_or_default();
+                axes.sort_unstable();
+                attributes.integer("keepdims", 1) == 1 && axes == [HEIGHT as usize, WIDTH as usize]
             }
             _ => false,
         };
-        Ok(node.inputs.first().map(String::as_str).filter(|map| is_mean && self.tall.contains(map)))
+        Ok(is_mean.then_some(map))
     }
 
-    /// May `value` be taken for another order of axes as it lies in memory? OpenVINO turns what several read, and what a convolution has added to.
+    /// May `value` be taken for another order of axes as it lies in memory? OpenVINO turns what several nodes read, and sums, also after an activation.
     fn lies_well(&self, value: &str) -> bool {
         let producer = |value: &str| self.producers.get(value).map(|&index| &self.graph.nodes[index]);
         let mut from = producer(value);
@@ -245,9 +266,9 @@ impl<'g> Stacking<'g> {
 
     /// Appends a convolution by kernels of one pixel.
     fn put_pointwise(&mut self, convolution: &Convolution<'g>) -> io::Result<()> {
-        let Convolution { node: conv, window, input, output } = convolution;
+        let Convolution { node: conv, strides, input, output, .. } = convolution;
         let (from, end) = (conv.inputs[0].as_str(), conv.outputs[0].as_str());
-        if window.strides == [1; 2] {
+        if *strides == [1; 2] {
             self.stack(from, *input);
             return self.put_renamed(conv, &tall(from), &tall(end));
         }
@@ -255,7 +276,7 @@ impl<'g> Stacking<'g> {
         self.unstack(from);
         let (met, met_tall) = (format!("{end}/met"), format!("{end}/met/tall"));
         let pool = with_integers(node("MaxPool", &[from], &[&met], None), "kernel_shape", &[1; 2]);
-        self.put_node(&with_integers(pool, "strides", &window.strides));
+        self.put_node(&with_integers(pool, "strides", strides));
         let [batch, _, height, width] = *output;
         self.put_view(&met, &met_tall, [1, batch * height, width, input[1]]);
         let inputs: Vec<_> =
@@ -266,21 +287,21 @@ impl<'g> Stacking<'g> {
     }
 
     /// Appends a convolution by larger kernels.
-    fn put_side_by_side(&mut self, convolution: &Convolution<'g>) -> io::Result<()> {
-        let Convolution { node: conv, window, input, output } = convolution;
+    fn put_side_by_side(&mut self, convolution: &Convolution<'g>, spacing: &Spacing) -> io::Result<()> {
+        let Convolution { node: conv, input, output, .. } = convolution;
         let (from, end) = (conv.inputs[0].as_str(), conv.outputs[0].as_str());
-        let [batch, channels, height, width] = *input;
+        let [batch, channels, height, _] = *input;
         let (wide, convolved) = (format!("{end}/wide"), format!("{end}/convolved"));
         let maps = if self.tall.contains(from) {
             self.put_parts(&tall(from), HEIGHT, &vec![height; batch as usize], &wide)
         } else {
             self.put_parts(from, BATCH, &vec![1; batch as usize], &wide)
         };
-        let (period, gap) = side_by_side(window, width);
+        let Spacing { gap, period } = *spacing;
         let mut row = maps;
         if gap > 0 {
             let (zeros, shape) = (format!("{end}/zeros"), [1, channels, height, gap]);
-            let values = std::iter::repeat_n(0.0, shape.iter().product::<u64>() as usize);
+            let values = std::iter::repeat_n(0.0, product(&shape).unwrap_or(0) as usize);
             self.put_initializer(&floats(&zeros, &shape, values));
             row = row.into_iter().flat_map(|map| [map, zeros.clone()]).collect();
             row.pop();
@@ -300,6 +321,7 @@ impl<'g> Stacking<'g> {
 
     /// Appends what makes `end` the means of all pixels of each of the maps of `value`.
     fn put_mean(&mut self, value: &str, end: &str) {
+        // It has a shape, or it would not have become tall.
         let Some([_, _, height, width]) = self.shapes.numbers(value) else { return };
         let column = format!("{end}/column");
         let pool =
@@ -352,16 +374,14 @@ impl<'g> Stacking<'g> {
     }
 }
 
-/// Columns from one map to the next of what `window` makes of maps of this `width` side by side, and columns of zeros that are between these for that.
-fn side_by_side(window: &Window, width: u64) -> (u64, u64) {
-    let stride = window.strides[1];
-    let period = (width + window.before[1].max(window.after[1])).div_ceil(stride);
-    (period, period * stride - width)
+/// Values of a map of this shape, if they can be counted.
+fn product(shape: &Shape) -> Option<u64> {
+    shape.iter().try_fold(1_u64, |product, &size| product.checked_mul(size))
 }
 
 /// Are nearly all pixels that are multiplied for a map of this many its own?
 fn is_well_filled(pixels: u64) -> bool {
-    pixels.saturating_mul(10) >= pixels.next_multiple_of(PIXELS_AT_ONCE).saturating_mul(WELL_FILLED)
+    pixels.saturating_mul(10) >= pixels.div_ceil(PIXELS_AT_ONCE).saturating_mul(PIXELS_AT_ONCE * WELL_FILLED)
 }
 
 /// The name of the tall map of `value`.
@@ -541,6 +561,9 @@ mod tests {
         let with_pads = |pads| convolution("x", "conv", [1, 1, pads, pads]);
         assert_eq!(alone(with_pads(0)), Some(1));
         assert_eq!(alone(with_pads(1)), None, "there are zeros around each map");
+        let dilated = |by| with_integers(convolution("x", "conv", [3, 1, by, by]), "dilations", &[by; 2]);
+        assert_eq!(alone(dilated(4)), Some(1));
+        assert_eq!(alone(dilated(5)), None, "more zeros than pixels");
         let other = with_integers(node("Conv", &["x", "3x3"], &["conv"], None), "kernel_shape", &[3, 4]);
         assert_eq!(alone(other), None, "other kernels than it tells");
     }

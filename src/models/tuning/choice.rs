@@ -50,19 +50,19 @@ pub struct Tuning {
 }
 
 impl Candidate {
-    pub(in crate::models) fn of(plan: &Plan) -> Self {
+    pub(super) fn of(plan: &Plan) -> Self {
         let Plan { provider, precision, instances, threads, .. } = *plan;
         Self { provider, precision, instances, threads, speeds: Vec::new(), largest_shift: None, ruled_out: None }
     }
 
     /// As it was measured, up to this batch size.
-    pub(in crate::models) fn plan(&self, max_batch_size: usize) -> Plan {
+    pub(super) fn plan(&self, max_batch_size: usize) -> Plan {
         let Self { provider, precision, instances, threads, .. } = *self;
         Plan { provider, precision, instances, threads, max_batch_size, small_batch_size: None, solo_threads: None }
     }
 
     /// The time of a run of the smallest batch, in milliseconds.
-    pub(in crate::models) fn single_ms(&self) -> f64 {
+    pub(super) fn single_ms(&self) -> f64 {
         self.speeds.first().map_or(f64::INFINITY, |speed| speed.run_ms)
     }
 
@@ -75,7 +75,7 @@ impl Candidate {
     }
 
     /// Most items per second at any batch size.
-    pub(in crate::models) fn best_per_second(&self) -> f64 {
+    pub(super) fn best_per_second(&self) -> f64 {
         best_per_second(&self.speeds)
     }
 
@@ -94,7 +94,7 @@ impl Candidate {
 }
 
 /// Most items per second at any batch size.
-pub(in crate::models) fn best_per_second(speeds: &[Speed]) -> f64 {
+pub(super) fn best_per_second(speeds: &[Speed]) -> f64 {
     speeds.iter().map(|speed| speed.per_second).fold(0.0, f64::max)
 }
 
@@ -107,7 +107,7 @@ const NOISE: f64 = 0.03;
 const GAIN_PER_MS: f64 = 0.000_05;
 
 /// Images in a batch that are likely to be found best, or nearly so.
-pub(in crate::models) const LIKELY_BATCH: usize = 4;
+pub(super) const LIKELY_BATCH: usize = 4;
 
 /// What a batch larger than [`LIKELY_BATCH`] has to do more than that instead of [`NOISE`]. It takes more memory, and needs more company: at 8
 /// connections, batches of eight did 0.83 (EfficientNet-Lite0) and 0.74 (ResNet-50) of what batches of four did, which at 32 did as
@@ -115,7 +115,7 @@ pub(in crate::models) const LIKELY_BATCH: usize = 4;
 const LARGE_BATCH_GAIN: f64 = 0.05;
 
 /// Images that are likely to be in work at once, however large the machine: so many fill two sessions with batches of eight.
-pub(in crate::models) const LIKELY_COMPANY: usize = 16;
+pub(super) const LIKELY_COMPANY: usize = 16;
 
 /// What batches have to do more, for each time that it takes twice as many images as [`LIKELY_COMPANY`] to fill all sessions. On 16 cores of
 /// a Xeon, 16 sessions with batches of eight did 1,500 requests/s with 128 connections, but 740 with 32 and 452 with 16, though each session
@@ -146,7 +146,7 @@ const SOLO_GAIN: f64 = 0.1;
 const SMALL_BATCH_SHARE: f64 = 0.7;
 
 /// So many of the smallest batches are run with nothing beside them too.
-pub(in crate::models) const FEW: usize = 2;
+pub(super) const FEW: usize = 2;
 
 /// What a choice for throughput may make of lone items.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -227,18 +227,14 @@ fn smallest_batch(candidate: &Candidate) -> Option<Speed> {
 
 /// Do the last of these, of rising batch sizes, show that larger ones would gain nothing, but take long to measure? It takes two of
 /// them, as one may have met a slow moment.
-pub(in crate::models) fn gains_end(speeds: &[Speed]) -> bool {
+pub(super) fn gains_end(speeds: &[Speed]) -> bool {
     let [.., before, middle, last] = speeds else { return false };
     let gains_nothing = |speed: &Speed| speed.per_second < before.per_second * (1.0 + NOISE);
     last.run_ms > LONG_RUN_MS && gains_nothing(middle) && gains_nothing(last)
 }
 
 /// Compares probabilities with those of f32, a row an item: the furthest that one moved, and why that is too far, if it is.
-pub(in crate::models) fn judge(
-    reference: &[Vec<f32>],
-    rows: &[Vec<f32>],
-    settings: &TuningSettings,
-) -> (f64, Option<String>) {
+pub(super) fn judge(reference: &[Vec<f32>], rows: &[Vec<f32>], settings: &TuningSettings) -> (f64, Option<String>) {
     if reference.iter().map(Vec::len).ne(rows.iter().map(Vec::len)) {
         return (f64::INFINITY, Some("its answers have not as many values".to_owned()));
     }

@@ -17,7 +17,7 @@ use crate::models::plan::Plan;
 use crate::runtime::Precision;
 
 /// After this, no further plan is opened to be measured.
-pub(in crate::models) const BUDGET: Duration = Duration::from_secs(20);
+pub(super) const BUDGET: Duration = Duration::from_secs(20);
 
 /// How long a batch size of a plan is measured at a time: others may take a core for a moment or, on a shared machine, half of its
 /// speed for seconds. So plans and sizes take turns, and the mean of each counts.
@@ -31,36 +31,34 @@ const TURNS: (usize, usize) = (2, 9);
 const TOO_LONG: u32 = 3;
 
 /// What does less than this part of what another does is not measured any longer.
-pub(in crate::models) const HOPELESS: f64 = 0.6;
+pub(super) const HOPELESS: f64 = 0.6;
 
 /// Does something while the server runs nothing. Fails where there is no more server.
-pub(in crate::models) type Quietly<'a> = dyn Fn(&mut dyn FnMut()) -> Result<(), LoadError> + 'a;
+pub(super) type Quietly<'a> = dyn Fn(&mut dyn FnMut()) -> Result<(), LoadError> + 'a;
 
 /// What was measured of a plan, or why it cannot be run.
-pub(in crate::models) type Measured = Result<Trial, String>;
+pub(super) type Measured = Result<Trial, String>;
 
 /// What was measured of a plan.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(in crate::models) struct Trial {
+pub(super) struct Trial {
     /// To the probe's items.
     #[serde(with = "bits")]
-    pub(in crate::models) answers: Vec<Vec<f32>>,
+    pub(super) answers: Vec<Vec<f32>>,
     /// By batch size.
-    pub(in crate::models) speeds: Vec<Speed>,
+    pub(super) speeds: Vec<Speed>,
 }
 
 /// Answers between processes: in JSON there is no number for what is none (NaN), nor for infinity.
 mod bits {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    pub(in crate::models) fn serialize<S: Serializer>(answers: &[Vec<f32>], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(answers: &[Vec<f32>], serializer: S) -> Result<S::Ok, S::Error> {
         let bits = |answer: &Vec<f32>| answer.iter().map(|value| value.to_bits()).collect::<Vec<u32>>();
         answers.iter().map(bits).collect::<Vec<_>>().serialize(serializer)
     }
 
-    pub(in crate::models) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Vec<Vec<f32>>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Vec<f32>>, D::Error> {
         let answers = Vec::<Vec<u32>>::deserialize(deserializer)?;
         Ok(answers.into_iter().map(|answer| answer.into_iter().map(f32::from_bits).collect()).collect())
     }
@@ -68,7 +66,7 @@ mod bits {
 
 /// Opens one plan after the other and measures each in turns with the best of those before, so that the sessions of no more than two
 /// are in memory.
-pub(in crate::models) fn measure<B: Binding>(
+pub(super) fn measure<B: Binding>(
     opener: &Opener<B>,
     plans: &[Plan],
     items: &[B::Item],

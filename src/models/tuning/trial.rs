@@ -63,7 +63,7 @@ enum Word {
 
 /// Measures `plans`, in their order, for about `enough` in all, in a process of the context's program, or in this one if there is none.
 /// There are fewer outcomes than plans where measuring took too long. Blocks; gives up when `stopped` says so.
-pub(in crate::models) fn measure<B: Binding>(
+pub(super) fn measure<B: Binding>(
     opener: &Opener<B>,
     plans: &[Plan],
     enough: Duration,

@@ -208,10 +208,7 @@ impl Graph {
 
     /// What `node` multiplies its first input with, if that is floats in a file, as many as it shall have.
     pub(in crate::runtime) fn weights(&self, node: &Node) -> Option<&Tensor> {
-        let weights = self.initializer(node.inputs.get(1)?)?;
-        let length = weights.place.as_ref()?.length;
-        (weights.data_type == proto::tensor::FLOAT && weights.values().checked_mul(4) == Some(length))
-            .then_some(weights)
+        self.initializer(node.inputs.get(1)?).filter(|weights| weights.place_of_floats().is_some())
     }
 
     /// [`Self::weights`], if nobody else reads them or may give others.
@@ -440,6 +437,12 @@ impl Tensor {
 
     pub(in crate::runtime) fn values(&self) -> u64 {
         self.shape.iter().fold(1, |values: u64, &size| values.saturating_mul(size))
+    }
+
+    /// Where its values are, if they are floats in a file, as many as its shape tells.
+    pub(in crate::runtime) fn place_of_floats(&self) -> Option<&Place> {
+        let length = self.values().checked_mul(size_of::<f32>() as u64)?;
+        self.place.as_ref().filter(|place| self.data_type == proto::tensor::FLOAT && place.length == length)
     }
 
     /// The integers of a scalar or a short vector of them.

@@ -68,12 +68,6 @@ const BROADCASTING: [&str; 17] = [
     "Max",
     "Min",
 ];
-/// Operators that make each value of one value and, some of them, of numbers.
-pub(in crate::runtime) const UNARY: [&str; 10] =
-    ["Clip", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh"];
-
-/// Operators that make each value of two values.
-pub(in crate::runtime) const BINARY: [&str; 4] = ["Add", "Sub", "Mul", "Div"];
 /// Operators that go over a map by a window.
 const WINDOWED: [&str; 3] = ["Conv", "MaxPool", "AveragePool"];
 
@@ -133,14 +127,9 @@ impl<'g> Shapes<'g> {
         self.integers.get(value).map(Vec::as_slice)
     }
 
-    /// The shape of `value`, if all sizes are known.
-    pub(in crate::runtime) fn known(&self, value: &str) -> Option<Vec<u64>> {
-        numbers(self.of(value)?)
-    }
-
-    /// The same, if it has `N` axes.
+    /// The shape of `value`, if it has `N` axes and all sizes are known.
     pub(in crate::runtime) fn numbers<const N: usize>(&self, value: &str) -> Option<[u64; N]> {
-        self.known(value)?.try_into().ok()
+        numbers(self.of(value)?)?.try_into().ok()
     }
 
     fn unknown(&mut self) -> Size {
@@ -435,6 +424,11 @@ impl Size {
 /// The sizes as numbers, if all are known.
 pub(in crate::runtime) fn numbers(sizes: &[Size]) -> Option<Vec<u64>> {
     sizes.iter().map(|size| size.number()?.try_into().ok()).collect()
+}
+
+/// How many values a shape of these `sizes` has, if they can be counted.
+pub(in crate::runtime) fn values_of(sizes: &[u64]) -> Option<u64> {
+    sizes.iter().try_fold(1_u64, |values, &size| values.checked_mul(size))
 }
 
 /// The place of `index`, which counts from the end if it is negative, in something of this length.

@@ -12,7 +12,7 @@ use super::weights_in_file::Slim;
 use crate::runtime::onnx::graph::{Graph, Model, Node, SPLIT_BY_INPUT, Tensor};
 use crate::runtime::onnx::parts::{FUSED_PRODUCT, node, sizes, transpose};
 use crate::runtime::onnx::protobuf::put_bytes;
-use crate::runtime::onnx::shapes::{Shapes, numbers};
+use crate::runtime::onnx::shapes::{Shapes, numbers, values_of};
 use crate::runtime::{RuntimeError, onnx::proto};
 
 /// For how many rows it was faster with 768 and 1024 columns.
@@ -88,7 +88,7 @@ impl Graph {
             let &[columns, _] = &matrix.shape[..] else { return None };
             let mut shape = numbers(shapes.of(&node.inputs[0])?)?;
             *shape.last_mut()? = columns;
-            let count = shape[..shape.len() - 1].iter().try_fold(1_u64, |count, &size| count.checked_mul(size))?;
+            let count = values_of(&shape[..shape.len() - 1])?;
             rows.contains(&count).then_some(Product { matrix, rows: count, shape })
         };
         Ok(product())

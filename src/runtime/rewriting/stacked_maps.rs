@@ -15,7 +15,7 @@ use super::weights_in_file::Slim;
 use crate::runtime::onnx::graph::{Graph, Model, Node, SPLIT_BY_INPUT};
 use crate::runtime::onnx::parts::{floats, node, sizes, transpose, with_integers};
 use crate::runtime::onnx::protobuf::put_bytes;
-use crate::runtime::onnx::shapes::{Attributes, BINARY, Shapes, UNARY};
+use crate::runtime::onnx::shapes::{Attributes, Shapes, values_of};
 use crate::runtime::onnx::window::Window;
 use crate::runtime::{RuntimeError, onnx::proto};
 
@@ -38,6 +38,13 @@ const WELL_FILLED: u64 = 9;
 
 /// Maps that are stacked.
 const SEVERAL: RangeInclusive<u64> = 2..=1024;
+
+/// Operators that make each value of one value and, some of them, of numbers.
+const UNARY: [&str; 10] =
+    ["Clip", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh"];
+
+/// Operators that make each value of two values.
+const BINARY: [&str; 4] = ["Add", "Sub", "Mul", "Div"];
 
 /// The graph, which is that of the file `path`, with such convolutions on stacked maps if `open`, the sizes of dimensions that its inputs
 /// leave open under a name, make it one of batches of a fixed size.
@@ -70,8 +77,11 @@ fn stacked(model: &[u8], open: &[(String, usize)], cache: u64) -> io::Result<Opt
         stacking.put(node)?;
     }
     let Stacking { convolutions, rewritten, .. } = stacking;
+    if convolutions == 0 {
+        return Ok(None);
+    }
     tracing::debug!(convolutions, "maps of a batch are convolved as one");
-    Ok((convolutions > 0).then(|| model.with_graph(&rewritten)))
+    Ok(Some(model.with_graph(&rewritten)))
 }
 
 /// A graph while it becomes one of stacked maps.
@@ -133,7 +143,7 @@ impl<'g> Stacking<'g> {
                 value if value == end || self.tall.contains(value) => tall(value),
                 value => value.to_owned(),
             })?;
-            put_bytes(&mut self.rewritten, proto::graph::NODE, &renamed);
+            self.put_node(&renamed);
             self.is_tall_now(end);
         } else if let Some(map) = self.mean_of(node)? {
             self.put_mean(map, end);
@@ -141,7 +151,7 @@ impl<'g> Stacking<'g> {
             for input in &node.inputs {
                 self.unstack(input);
             }
-            put_bytes(&mut self.rewritten, proto::graph::NODE, &node.bytes);
+            self.put_node(&node.bytes);
         }
         if self.graph.outputs.contains(end) {
             self.unstack(end);
@@ -163,7 +173,7 @@ impl<'g> Stacking<'g> {
             let (input, output) = (self.shapes.numbers(from)?, self.shapes.numbers(&node.outputs[0])?);
             let is_batch = SEVERAL.contains(&output[0]) && input[0] == output[0];
             // Of a picture.
-            let values = |shape: Shape| product(&shape)?.checked_div(shape[0]);
+            let values = |shape: Shape| values_of(&shape)?.checked_div(shape[0]);
             let maps = values(input)?.saturating_add(values(output)?);
             // In bf16.
             let fills_cache = kernels.values().saturating_mul(2) >= self.cache;
@@ -243,7 +253,7 @@ impl<'g> Stacking<'g> {
         if self.lies_well(value) {
             self.put_view(value, &to, [1, batch * height, width, channels]);
         } else {
-            let maps = self.put_parts(value, BATCH, &vec![1; batch as usize], &to);
+            let maps = self.put_maps(value, shape, &to);
             self.put_joined(maps, HEIGHT, &to);
         }
         self.tall.insert(value);
@@ -255,11 +265,12 @@ impl<'g> Stacking<'g> {
             return;
         }
         // It has a shape, or it would not have become tall.
-        let Some([batch, channels, height, width]) = self.shapes.numbers(value) else { return };
+        let Some(shape) = self.shapes.numbers(value) else { return };
+        let [batch, channels, height, width] = shape;
         if self.lies_well(value) {
             self.put_view(&tall(value), value, [batch, height, width, channels]);
         } else {
-            let maps = self.put_parts(&tall(value), HEIGHT, &vec![height; batch as usize], value);
+            let maps = self.put_maps(value, shape, value);
             self.put_joined(maps, BATCH, value);
         }
     }
@@ -292,16 +303,11 @@ impl<'g> Stacking<'g> {
         let (from, end) = (conv.inputs[0].as_str(), conv.outputs[0].as_str());
         let [batch, channels, height, _] = *input;
         let (wide, convolved) = (format!("{end}/wide"), format!("{end}/convolved"));
-        let maps = if self.tall.contains(from) {
-            self.put_parts(&tall(from), HEIGHT, &vec![height; batch as usize], &wide)
-        } else {
-            self.put_parts(from, BATCH, &vec![1; batch as usize], &wide)
-        };
         let Spacing { gap, period } = *spacing;
-        let mut row = maps;
+        let mut row = self.put_maps(from, *input, &wide);
         if gap > 0 {
             let (zeros, shape) = (format!("{end}/zeros"), [1, channels, height, gap]);
-            let values = std::iter::repeat_n(0.0, product(&shape).unwrap_or(0) as usize);
+            let values = std::iter::repeat_n(0.0, values_of(&shape).unwrap_or(0) as usize);
             self.put_initializer(&floats(&zeros, &shape, values));
             row = row.into_iter().flat_map(|map| [map, zeros.clone()]).collect();
             row.pop();
@@ -339,6 +345,13 @@ impl<'g> Stacking<'g> {
         self.put_node(&transpose(&list, to, &[0, 3, 1, 2]));
     }
 
+    /// Appends what cuts `value`, as a tall map if it is one, into its maps, which are called after `whole`.
+    fn put_maps(&mut self, value: &str, [batch, _, height, _]: Shape, whole: &str) -> Vec<String> {
+        let (from, axis, length) =
+            if self.tall.contains(value) { (tall(value), HEIGHT, height) } else { (value.to_owned(), BATCH, 1) };
+        self.put_parts(&from, axis, &vec![length; batch as usize], whole)
+    }
+
     /// Appends what cuts `from` into parts of these `lengths` along `axis`, which are called after `whole`.
     fn put_parts(&mut self, from: &str, axis: u64, lengths: &[u64], whole: &str) -> Vec<String> {
         let parts: Vec<_> = (0..lengths.len()).map(|index| format!("{whole}/{index}")).collect();
@@ -372,11 +385,6 @@ impl<'g> Stacking<'g> {
     fn put_initializer(&mut self, tensor: &[u8]) {
         put_bytes(&mut self.rewritten, proto::graph::INITIALIZER, tensor);
     }
-}
-
-/// Values of a map of this shape, if they can be counted.
-fn product(shape: &Shape) -> Option<u64> {
-    shape.iter().try_fold(1_u64, |product, &size| product.checked_mul(size))
 }
 
 /// Are nearly all pixels that are multiplied for a map of this many its own?

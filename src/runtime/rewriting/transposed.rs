@@ -184,22 +184,21 @@ impl Graph {
 impl Tensor {
     /// These of its columns, if it is a matrix of floats in a file.
     fn columns(&self, columns: impl FnOnce(u64) -> Option<Range<u64>>) -> Option<Columns<'_>> {
-        let (&[rows, width], Some(place)) = (&self.shape[..], &self.place) else { return None };
-        let is_whole = rows.checked_mul(width)?.checked_mul(size_of::<f32>() as u64)? == place.length;
-        let columns = columns(width).filter(|_| is_whole && self.data_type == proto::tensor::FLOAT)?;
+        let (&[rows, width], place) = (&self.shape[..], self.place_of_floats()?) else { return None };
+        let columns = columns(width)?;
         Some(Columns { tensor: self, place, matrix: Matrix { shape: [rows, width], columns } })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::runtime::onnx::parts::{FUSED_PRODUCT, node, sizes};
     use std::fs::{self, File};
     use std::os::unix::fs::MetadataExt;
     use std::time::{Duration, SystemTime};
 
     use super::super::weights_file::UNUSED;
     use super::*;
+    use crate::runtime::onnx::parts::{FUSED_PRODUCT, node, sizes};
     use crate::runtime::test_graphs::{count, differing_floats, differing_values, same_answers, value, write_model};
 
     const HEIGHT: u64 = 40;

@@ -105,8 +105,9 @@ impl Graph {
         // Held until sessions that will not do are closed again, too.
         let _opening = (!provider.is_on_cpu()).then(opening);
         let mapping = may_map();
-        let open = |slim| {
-            let builder = session_builder(runtime, options).map_err(|error| {
+        let open = |slim: Option<Slim>| {
+            let fuses_kernels = slim.as_ref().is_none_or(|slim| slim.fuses_kernels);
+            let builder = session_builder(runtime, options, fuses_kernels).map_err(|error| {
                 RuntimeError::Provider(format!("the execution provider {} cannot be used: {error}", provider.name()))
             })?;
             let session = commit(builder, path, slim, options.largest_side)?;
@@ -231,7 +232,11 @@ fn run_error(error: ort::Error) -> RuntimeError {
     RuntimeError::Run(error.to_string())
 }
 
-fn session_builder(runtime: &Runtime, options: &SessionOptions) -> Result<SessionBuilder, ort::Error> {
+fn session_builder(
+    runtime: &Runtime,
+    options: &SessionOptions,
+    fuses_kernels: bool,
+) -> Result<SessionBuilder, ort::Error> {
     if options.provider == ExecutionProvider::TensorRt {
         // TensorRT writes its caches there and does not create the folder.
         let _ = std::fs::create_dir_all(options.engines());
@@ -252,7 +257,7 @@ fn session_builder(runtime: &Runtime, options: &SessionOptions) -> Result<Sessio
     for (name, size) in &options.dimensions {
         builder = builder.with_dimension_override(name, i64::try_from(*size).unwrap_or(i64::MAX))?;
     }
-    Ok(builder.with_execution_providers(dispatch(options))?)
+    Ok(builder.with_execution_providers(dispatch(options, fuses_kernels))?)
 }
 
 /// Opens the graph in the file `path`, or `slim` in its place, with what its wide pools mean.
@@ -273,21 +278,21 @@ fn commit(
     builder.commit_from_memory(&bytes).map_err(failed)
 }
 
-fn dispatch(options: &SessionOptions) -> Vec<ExecutionProviderDispatch> {
-    fn configured<E: ArbitrarilyConfigurableExecutionProvider>(provider: E, options: &SessionOptions) -> E {
-        let options = options.provider_options().into_iter();
-        options.fold(provider, |provider, (key, value)| provider.with_arbitrary_config(key, value))
+fn dispatch(options: &SessionOptions, fuses_kernels: bool) -> Vec<ExecutionProviderDispatch> {
+    fn configured<E: ArbitrarilyConfigurableExecutionProvider>(provider: E, options: Vec<(&'static str, String)>) -> E {
+        options.into_iter().fold(provider, |provider, (key, value)| provider.with_arbitrary_config(key, value))
     }
-    let cuda = |options| configured(ep::CUDA::default(), options).build().error_on_failure();
+    let given = options.provider_options(fuses_kernels);
+    let cuda = |given| configured(ep::CUDA::default(), given).build().error_on_failure();
     match options.provider {
         ExecutionProvider::Cpu => Vec::new(),
-        ExecutionProvider::OpenVino => vec![configured(ep::OpenVINO::default(), options).build().error_on_failure()],
-        ExecutionProvider::Cuda => vec![cuda(options)],
+        ExecutionProvider::OpenVino => vec![configured(ep::OpenVINO::default(), given).build().error_on_failure()],
+        ExecutionProvider::Cuda => vec![cuda(given)],
         // What TensorRT cannot compile goes to CUDA, not to the CPU.
         ExecutionProvider::TensorRt => {
             let fallback = SessionOptions { provider: ExecutionProvider::Cuda, ..options.clone() };
-            let tensorrt = configured(ep::TensorRT::default(), options).build().error_on_failure();
-            vec![tensorrt, cuda(&fallback)]
+            let tensorrt = configured(ep::TensorRT::default(), given).build().error_on_failure();
+            vec![tensorrt, cuda(fallback.provider_options(fuses_kernels))]
         }
     }
 }

@@ -204,14 +204,14 @@ impl SessionOptions {
         }
     }
 
-    /// The provider's own options, by its own keys.
-    pub(super) fn provider_options(&self) -> Vec<(&'static str, String)> {
+    /// The provider's own options, by its own keys, for a graph of whose nodes OpenVINO may fuse several to one kernel, or shall not.
+    pub(super) fn provider_options(&self, fuses_kernels: bool) -> Vec<(&'static str, String)> {
         match self.provider {
             ExecutionProvider::Cpu => Vec::new(),
             ExecutionProvider::OpenVino => {
                 // By this name the provider knows how many requests to keep; threads are told by the configuration.
                 let requests = ("num_of_threads", self.parallel_runs.to_string());
-                vec![("device_type", "CPU".to_owned()), requests, ("load_config", self.openvino_config())]
+                vec![("device_type", "CPU".to_owned()), requests, ("load_config", self.openvino_config(fuses_kernels))]
             }
             ExecutionProvider::Cuda => vec![
                 ("device_id", self.device_id.to_string()),
@@ -226,19 +226,22 @@ impl SessionOptions {
 
     /// OpenVINO's properties as JSON. Pinning is off because it leaves cores idle when several sessions pin to the same
     /// ones, and fails under cpusets.
-    fn openvino_config(&self) -> String {
+    fn openvino_config(&self, fuses_kernels: bool) -> String {
         let floating_point = match self.precision {
             Precision::Int8 if cpu_computes_bf16() => Precision::Bf16,
             Precision::Int8 => Precision::F32,
             precision => precision,
         };
-        serde_json::json!({"CPU": {
+        let mut properties = serde_json::json!({
             "INFERENCE_PRECISION_HINT": floating_point.name(),
             "NUM_STREAMS": self.parallel_runs.to_string(),
             "INFERENCE_NUM_THREADS": (self.threads * self.parallel_runs).to_string(),
             "ENABLE_CPU_PINNING": "NO",
-        }})
-        .to_string()
+        });
+        if !fuses_kernels {
+            properties["SNIPPETS_MODE"] = "DISABLE".into();
+        }
+        serde_json::json!({"CPU": properties}).to_string()
     }
 
     fn tensorrt_options(&self) -> Vec<(&'static str, String)> {
@@ -294,7 +297,7 @@ mod tests {
     }
 
     fn value(options: &SessionOptions, key: &str) -> String {
-        let found = options.provider_options().into_iter().find(|(name, _)| *name == key);
+        let found = options.provider_options(true).into_iter().find(|(name, _)| *name == key);
         found.unwrap_or_else(|| panic!("{key} is not set")).1
     }
 
@@ -306,6 +309,13 @@ mod tests {
         assert_eq!(config["CPU"]["INFERENCE_PRECISION_HINT"], "bf16");
         assert_eq!(config["CPU"]["INFERENCE_NUM_THREADS"], "2");
         assert_eq!(config["CPU"]["ENABLE_CPU_PINNING"], "NO");
+    }
+
+    #[test]
+    fn openvino_is_told_what_not_to_fuse() {
+        let options = options(ExecutionProvider::OpenVino, Precision::Bf16);
+        assert!(!value(&options, "load_config").contains("SNIPPETS"), "others than the one tested may not know it");
+        assert!(options.openvino_config(false).contains(r#""SNIPPETS_MODE":"DISABLE""#));
     }
 
     #[test]

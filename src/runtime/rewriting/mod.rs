@@ -9,6 +9,7 @@ mod feed_forward;
 mod pixel_blocks;
 mod pointwise;
 mod refused;
+mod short_attention;
 mod stacked_maps;
 mod transposed;
 mod weights_file;
@@ -28,6 +29,7 @@ pub use self::pixel_blocks::PixelBlocks;
 use self::pixel_blocks::with_pixel_blocks;
 use self::pointwise::as_convolutions;
 use self::refused::without_refused;
+use self::short_attention::with_short_attention;
 use self::stacked_maps::with_stacked_maps;
 use self::transposed::with_transposed;
 use self::weights_in_file::{Slim, are_linked, with_weights_in_file};
@@ -63,7 +65,8 @@ pub(super) fn substitutes(path: &Path, options: &SessionOptions) -> Result<(Vec<
         Some(slim) if is_openvino && options.precision == Precision::Bf16 => {
             let slim = if options.pixel_blocks { with_pixel_blocks(slim, path, &options.dimensions)? } else { slim };
             let slim = in_blocks(with_keys_as_rows(slim, path)?, path)?;
-            Some(with_stacked_maps(slim, path, &options.dimensions)?)
+            let slim = with_stacked_maps(slim, path, &options.dimensions)?;
+            Some(if options.threads == 1 { with_short_attention(slim, path, &options.dimensions)? } else { slim })
         }
         slim => slim,
     };
@@ -88,5 +91,5 @@ pub(super) fn substitutes(path: &Path, options: &SessionOptions) -> Result<(Vec<
 /// The graph in the file `path` as it is.
 fn whole(path: &Path) -> Result<Slim, RuntimeError> {
     let bytes = std::fs::read(path).map_err(|error| RuntimeError::Graph(format!("{}: {error}", path.display())))?;
-    Ok(Slim { bytes, file: path.to_owned(), blocks: None })
+    Ok(Slim { bytes, file: path.to_owned(), blocks: None, fuses_kernels: true })
 }

@@ -33,7 +33,7 @@ pub(super) fn with_transposed(slim: &Slim, path: &Path, folder: &Path) -> Result
     let rewritten = if_valid(Rewritten::of(&slim.bytes, &slim.file)).map_err(unreadable)?;
     let Some(rewritten) = rewritten else { return Ok(None) };
     match rewritten.weights.written(&slim.file, folder) {
-        Ok(file) => Ok(Some(Slim { bytes: rewritten.model, file, blocks: slim.blocks })),
+        Ok(file) => Ok(Some(Slim { bytes: rewritten.model, file, ..*slim })),
         Err(error) => {
             tracing::warn!(
                 file = %path.display(), folder = %folder.display(), %error,

@@ -24,6 +24,8 @@ pub(in crate::runtime) struct Slim {
     pub(in crate::runtime) file: PathBuf,
     /// How its pictures are given, if as blocks of pixels.
     pub(in crate::runtime) blocks: Option<PixelBlocks>,
+    /// May OpenVINO make one kernel of several nodes?
+    pub(in crate::runtime) fuses_kernels: bool,
 }
 
 impl Slim {
@@ -81,7 +83,12 @@ pub(in crate::runtime) fn with_weights_in_file(
             Some(_) => graph.with_slim(proto::graph::INITIALIZER, 0, |tensor| tensor.placed_tensor(name, size)),
             None => graph.with_slim(proto::graph::INITIALIZER, SMALLEST, |tensor| tensor.slim_tensor(name)),
         });
-        Ok(if_valid(bytes.map(Some))?.map(|bytes| Slim { bytes, file: file.clone(), blocks: None }))
+        Ok(if_valid(bytes.map(Some))?.map(|bytes| Slim {
+            bytes,
+            file: file.clone(),
+            blocks: None,
+            fuses_kernels: true,
+        }))
     };
     slim().map_err(|error: io::Error| RuntimeError::Graph(format!("{}: {error}", path.display())))
 }

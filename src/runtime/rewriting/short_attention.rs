@@ -1,8 +1,9 @@
 //! Attention over a few tokens, of several pictures by one thread. OpenVINO's kernel for attention as a whole keeps scores in a core's
 //! cache, which pays where they are many. A few fit there anyway, and products, `Softmax` and sums by kernels of their own are faster:
 //! sessions of CLIP B/32, of 50 tokens, did 1.03 and 1.05 times as many images a second with batches of four and eight on two cores of a
-//! Xeon with AMX, a server 1.04 times as many requests with 32 connections. With one picture it takes as long, and by two threads longer (0.96
-//! with one picture, 0.98 with several). Of 196 and 198 tokens (SigLIP and DeiT) it did 0.99 times as many, of 197 (ViT-B/16), an odd number, in which products are slow, 0.84.
+//! Xeon with AMX, a server 1.04 times as many requests with 32 connections. With one picture it takes as long, and by two threads longer
+//! (0.96 times as many with one picture, 0.98 with several). Of 196 and 198 tokens (SigLIP and DeiT) it did 0.99 times as many, of 197
+//! (ViT-B/16), an odd number, in which products are slow, 0.84.
 
 use std::io;
 use std::path::Path;

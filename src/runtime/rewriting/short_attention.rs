@@ -8,7 +8,7 @@
 use std::io;
 use std::path::Path;
 
-use super::weights_in_file::{Slim, if_valid};
+use super::weights_in_file::Slim;
 use crate::runtime::RuntimeError;
 use crate::runtime::onnx::graph::Model;
 
@@ -18,30 +18,32 @@ const FEW_TOKENS: u64 = 64;
 /// Pictures at least.
 const SEVERAL: u64 = 4;
 
-/// The graph, which is that of the file `path`, with whether kernels may be fused. `sizes` are those of dimensions that its inputs leave open.
+/// The graph, which is that of the file `path`, with whether its kernels may be fused. `open` are the sizes of dimensions that its inputs leave
+/// open under a name.
 ///
 /// # Errors
 /// [`RuntimeError::Graph`]: it is no whole ONNX model.
-pub(super) fn with_short_attention(slim: Slim, path: &Path, sizes: &[(String, usize)]) -> Result<Slim, RuntimeError> {
-    let is_short = if_valid(is_short(&slim.bytes, sizes).map(Some))
-        .map_err(|error| RuntimeError::Graph(format!("{}: {error}", path.display())))?;
-    let fuses_kernels = is_short != Some(true);
-    if !fuses_kernels {
+pub(super) fn with_short_attention(slim: Slim, path: &Path, open: &[(String, usize)]) -> Result<Slim, RuntimeError> {
+    let mut is_short = false;
+    let slim = slim.rewritten(path, |model| {
+        is_short = has_short_attention(model, open)?;
+        Ok(None)
+    })?;
+    if is_short {
         tracing::debug!("attention is over a few tokens, so kernels stay apart");
     }
-    Ok(Slim { fuses_kernels, ..slim })
+    Ok(Slim { fuses_kernels: !is_short, ..slim })
 }
 
 /// Is there attention, and all of it, as far as shapes are known, over a few tokens, an even number, of several pictures?
-fn is_short(model: &[u8], sizes: &[(String, usize)]) -> io::Result<bool> {
+fn has_short_attention(model: &[u8], open: &[(String, usize)]) -> io::Result<bool> {
     let graph = Model::read(model)?.graph;
-    let shapes = graph.shapes(sizes)?;
+    let shapes = graph.shapes(open)?;
     let softmaxes = graph.nodes.iter().filter(|node| node.operator == "Softmax");
-    let mut scores = softmaxes.filter_map(|node| shapes.numbers(node.inputs.first()?)).peekable();
-    let has_some = scores.peek().is_some();
-    let mut few =
-        scores.map(|[pictures, _, _, tokens]| pictures >= SEVERAL && tokens <= FEW_TOKENS && tokens.is_multiple_of(2));
-    Ok(has_some && few.all(|few| few))
+    let scores: Vec<[u64; 4]> = softmaxes.filter_map(|node| shapes.numbers(node.inputs.first()?)).collect();
+    let is_short =
+        |&[pictures, _, _, tokens]: &[u64; 4]| pictures >= SEVERAL && tokens <= FEW_TOKENS && tokens.is_multiple_of(2);
+    Ok(!scores.is_empty() && scores.iter().all(is_short))
 }
 
 #[cfg(test)]
